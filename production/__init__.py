@@ -1,0 +1,1 @@
+"""What runs after tuning: the classify script, the service, the runners."""

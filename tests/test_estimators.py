@@ -1,0 +1,84 @@
+"""One test finds every estimator by itself and holds it to scikit-learn's checks."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.estimator_checks import check_estimator
+
+import anomaly
+
+# Constructor arguments that make an estimator small enough to be checked, or
+# that it needs. Keep entries in alphabetical order.
+ARGUMENTS: dict[str, dict] = {}
+
+# Checks an estimator cannot pass, each with the reason. Keep alphabetical.
+EXEMPTIONS: dict[str, dict[str, str]] = {}
+
+# Classes that are estimators by inheritance only.
+NOT_CHECKED = {"BaseDetector": "the abstract contract itself"}
+
+
+def estimator_classes() -> list[type]:
+    found = {}
+    for module in pkgutil.walk_packages(anomaly.__path__, "anomaly."):
+        if module.name.endswith("__main__"):
+            continue
+        for name, member in inspect.getmembers(importlib.import_module(module.name)):
+            if (
+                inspect.isclass(member)
+                and issubclass(member, BaseEstimator)
+                and member.__module__.startswith("anomaly.")
+                and not name.startswith("_")
+                and name not in NOT_CHECKED
+            ):
+                found[name] = member
+    return [found[name] for name in sorted(found)]
+
+
+def make(cls: type) -> BaseEstimator:
+    return cls(**ARGUMENTS.get(cls.__name__, {}))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("cls", estimator_classes(), ids=lambda c: c.__name__)
+def test_estimator_passes_scikit_learns_checks(cls):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(
+            make(cls), expected_failed_checks=EXEMPTIONS.get(cls.__name__, {}), on_fail=None
+        )
+    failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
+    assert failed == {}
+
+
+@pytest.mark.parametrize("cls", estimator_classes(), ids=lambda c: c.__name__)
+def test_exempted_checks_exist_and_have_a_reason(cls):
+    for check, reason in EXEMPTIONS.get(cls.__name__, {}).items():
+        assert check.startswith("check_")
+        assert len(reason) > 20
+
+
+@pytest.mark.parametrize("cls", estimator_classes(), ids=lambda c: c.__name__)
+def test_second_class_is_the_anomaly(cls):
+    estimator = make(cls)
+    if not isinstance(estimator, ClassifierMixin):
+        return
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=(80, 4)), rng.normal(size=(20, 4)) * 0.5 + 7.0])
+    y = np.repeat([0, 1], [80, 20])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = clone(estimator).fit(X, y)
+        assert list(fitted.classes_) == [0, 1]
+        probability = fitted.predict_proba(X)[:, 1]
+        if hasattr(fitted, "decision_function"):
+            decision = fitted.decision_function(X)
+            order = np.argsort(decision, kind="stable")
+            assert (np.diff(probability[order]) >= -1e-9).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -33,6 +33,9 @@ class RecordEncoder(TransformerMixin, BaseEstimator):
         Columns that hold categories, by name (frames) or position. "auto" takes
         the columns of strings: string and category dtypes, and object columns
         with at least one string in them.
+    categories : "auto" or dict of str to list, default="auto"
+        For each categorical column all the values it may take. "auto", and a
+        column that is not named, means the values seen in ``fit``.
     encoding : {"onehot", "ordinal"}, default="onehot"
         One indicator column for each category, or one column with its position.
     scaling : {"standard", "none"}, default="standard"
@@ -82,6 +85,7 @@ did you mean 'human'?
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "categorical": [StrOptions({"auto"}), list, tuple],
+        "categories": [StrOptions({"auto"}), dict],
         "encoding": [StrOptions({"onehot", "ordinal"})],
         "scaling": [StrOptions({"standard", "none"})],
         "missing": [StrOptions({"error", "keep"})],
@@ -90,11 +94,13 @@ did you mean 'human'?
     def __init__(
         self,
         categorical: str | Sequence[str | int] = "auto",
+        categories: str | Mapping[str, Sequence[Any]] = "auto",
         encoding: str = "onehot",
         scaling: str = "standard",
         missing: str = "error",
     ) -> None:
         self.categorical = categorical
+        self.categories = categories
         self.encoding = encoding
         self.scaling = scaling
         self.missing = missing
@@ -243,9 +249,16 @@ did you mean 'human'?
             raise _missing_error(name, int(np.argmax(codes < 0)))
         if not found:
             raise DataError(f"{name}: every value is missing; a category is needed")
-        self.categories_[name] = _sorted_categories(found)
+        allowed = found
+        if isinstance(self.categories, Mapping):
+            allowed = list(dict.fromkeys(self.categories.get(name, found)))
+            unknown = [value for value in found if value not in allowed]
+            if unknown:
+                row = int(np.argmax(codes == found.index(unknown[0])))
+                raise _unknown_error(name, dict.fromkeys(allowed, 0.0), unknown[0], row)
+        self.categories_[name] = _sorted_categories(allowed)
         counts = dict(zip(found, np.bincount(codes[codes >= 0]), strict=True))
-        return max(self.categories_[name], key=lambda category: counts[category])
+        return max(self.categories_[name], key=lambda category: counts.get(category, 0))
 
     def _learn_scale(self, i: int, name: str, column: Any) -> float:
         values = self._numbers(name, column)

@@ -207,3 +207,16 @@ def test_any_finite_numbers_agree_with_the_loop(values, scaling):
     batch = encoder.transform(X)
     one = np.array([encoder.encode_one([value]) for value in values])
     assert batch.tobytes() == one.tobytes()
+
+
+def test_categories_given_beforehand_are_known_though_unseen():
+    records = pd.DataFrame({"class": ["car", "car"], "length": [1.0, 2.0]})
+    encoder = RecordEncoder(categories={"class": ["moto", "car"]}).fit(records)
+    assert encoder.categories_ == {"class": ("car", "moto")}
+    assert encoder.encode_one(["moto", 1.5]) == [0.0, 1.0, 0.0]
+
+
+def test_a_value_outside_the_given_categories_is_refused_in_fit():
+    records = pd.DataFrame({"class": ["car", "tank"], "length": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="class, row 1: unknown category 'tank'"):
+        RecordEncoder(categories={"class": ["moto", "car"]}).fit(records)

@@ -1,0 +1,429 @@
+"""How good is a score: measures for tables and for series, each with its chance level.
+
+Measures of series follow the papers they are named after. There is no point
+adjustment here: counting a whole range as found because one of its points was
+lets a random score look excellent (Kim et al., AAAI 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anomaly.errors import DataError, ParameterError
+
+__all__ = [
+    "Affiliation",
+    "Delay",
+    "RangeScore",
+    "affiliation",
+    "detection_delay",
+    "range_precision_recall",
+    "ranges_of",
+    "vus_pr",
+]
+
+Bias = Literal["flat", "front", "middle", "back"]
+
+
+class RangeScore(NamedTuple):
+    """Precision, recall and their harmonic mean, each from 0 to 1."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+class Affiliation(NamedTuple):
+    """Affiliation precision and recall, and their harmonic mean; 0.5 is about chance."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+class Delay(NamedTuple):
+    """How late labelled ranges are noticed, in points of the series.
+
+    Attributes
+    ----------
+    found : int
+        Labelled ranges with at least one alarm.
+    total : int
+        Labelled ranges.
+    mean, median : float
+        Points from the start of a found range to its first alarm; NaN if none is found.
+    """
+
+    found: int
+    total: int
+    mean: float
+    median: float
+
+
+def ranges_of(labels: ArrayLike) -> NDArray[np.int64]:
+    """Runs of true values.
+
+    Parameters
+    ----------
+    labels : array-like of bool or 0/1 of shape (n,)
+
+    Returns
+    -------
+    ndarray of int of shape (n_ranges, 2)
+        First index and one past the last index of each run.
+
+    Examples
+    --------
+    >>> from anomaly.evaluation import ranges_of
+    >>> ranges_of([0, 1, 1, 0, 1]).tolist()
+    [[1, 3], [4, 5]]
+    """
+    flags = _flags(labels, "labels")
+    edges = np.diff(np.concatenate([[0], flags.astype(np.int8), [0]]))
+    return np.column_stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)])
+
+
+def range_precision_recall(
+    labels: ArrayLike,
+    predicted: ArrayLike,
+    *,
+    existence_weight: float = 0.0,
+    bias: Bias = "flat",
+    reciprocal_cardinality: bool = True,
+) -> RangeScore:
+    """Range-based precision and recall.
+
+    A labelled range earns recall for being noticed at all (weighted by
+    ``existence_weight``) and for the part of it that is covered; a predicted
+    range earns precision for the part of it that lies in labelled ranges. A
+    range met by several ranges of the other side is divided by their number.
+
+    Parameters
+    ----------
+    labels, predicted : array-like of bool or 0/1 of shape (n,)
+        Ground truth and alarms, one per point.
+    existence_weight : float, default=0.0
+        From 0 (only the covered part counts) to 1 (only being noticed counts).
+    bias : {"flat", "front", "middle", "back"}, default="flat"
+        Which points of a labelled range count more. Precision is always flat.
+    reciprocal_cardinality : bool, default=True
+        Divide by the number of overlapping ranges; False leaves fragments unpunished.
+
+    Returns
+    -------
+    RangeScore
+        ``(precision, recall, f1)``. Without any alarm precision is 0.
+
+    Raises
+    ------
+    DataError
+        If the lengths differ, a value is not 0 or 1, or nothing is labelled.
+
+    References
+    ----------
+    Tatbul, Lee, Zdonik, Alam, Gottschlich: Precision and Recall for Time
+    Series, NeurIPS 2018.
+
+    Examples
+    --------
+    >>> from anomaly.evaluation import range_precision_recall
+    >>> score = range_precision_recall([0, 1, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1])
+    >>> round(score.precision, 3), round(score.recall, 3)
+    (0.667, 0.5)
+    """
+    if not 0.0 <= existence_weight <= 1.0:
+        raise ParameterError(f"existence_weight must be from 0 to 1, got {existence_weight!r}")
+    if bias not in _BIASES:
+        raise ParameterError(f"bias must be one of {sorted(_BIASES)}, got {bias!r}")
+    truth, alarms = _pair(labels, predicted)
+    real, found = ranges_of(truth), ranges_of(alarms)
+    covered = _overlap_rewards(real, alarms, found, _BIASES[bias], reciprocal_cardinality)
+    noticed = _counts_inside(real, alarms) > 0
+    recall = existence_weight * noticed + (1.0 - existence_weight) * covered
+    precision = _overlap_rewards(found, truth, real, _BIASES["flat"], reciprocal_cardinality)
+    return RangeScore(*_with_f1(precision.mean() if len(found) else 0.0, recall.mean()))
+
+
+def vus_pr(labels: ArrayLike, scores: ArrayLike, *, max_buffer: int | None = None) -> float:
+    """Volume under the surface of range-aware precision-recall curves.
+
+    Each labelled range gets soft borders of every width from 0 to
+    ``max_buffer``; the area under the precision-recall curve is averaged over
+    these widths, so neither a threshold nor a tolerance has to be chosen.
+
+    Parameters
+    ----------
+    labels : array-like of bool or 0/1 of shape (n,)
+    scores : array-like of shape (n,)
+        Larger is more anomalous. Every distinct score is a threshold.
+    max_buffer : int, optional
+        Largest width of the soft borders in points, half on either side. By
+        default the median length of the labelled ranges, at most 100.
+
+    Returns
+    -------
+    float
+        From 0 to 1. A constant or random score reaches about the share of
+        labelled points.
+
+    Raises
+    ------
+    DataError
+        If the lengths differ, a score is NaN, or nothing is labelled.
+
+    References
+    ----------
+    Paparrizos, Boniol, Palpanas, Tsay, Elmore, Franklin: Volume Under the
+    Surface, VLDB 2022. The published code samples 250 thresholds; this one
+    takes all.
+
+    Examples
+    --------
+    >>> from anomaly.evaluation import vus_pr
+    >>> labels = [0] * 20 + [1] * 5 + [0] * 20
+    >>> vus_pr(labels, labels, max_buffer=0)
+    1.0
+    >>> round(vus_pr(labels, [0.0] * 45), 2)
+    0.14
+    """
+    truth, values = _truth_and_scores(labels, scores)
+    real = ranges_of(truth)
+    if max_buffer is None:
+        max_buffer = min(100, int(np.median(real[:, 1] - real[:, 0])))
+    if max_buffer < 0:
+        raise ParameterError(f"max_buffer must be 0 or more, got {max_buffer!r}")
+    order = np.argsort(-values, kind="stable")
+    ordered = values[order]
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # end of each tie
+    areas = [
+        _range_average_precision(truth, values, real, buffer, order, last)
+        for buffer in range(max_buffer + 1)
+    ]
+    return float(np.mean(areas))
+
+
+def affiliation(labels: ArrayLike, predicted: ArrayLike) -> Affiliation:
+    """Affiliation precision and recall: distances judged against random placement.
+
+    The series is cut halfway between labelled ranges into one zone each. In
+    its zone an alarm earns the probability that a random point would lie
+    farther from the labelled range, and a labelled point the probability that
+    a random alarm would lie farther from it than the nearest one.
+
+    Parameters
+    ----------
+    labels, predicted : array-like of bool or 0/1 of shape (n,)
+
+    Returns
+    -------
+    Affiliation
+        ``(precision, recall, f1)``. Precision averages over the zones with an
+        alarm and is 0 if there is none; recall averages over all zones.
+
+    References
+    ----------
+    Huet, Navarro, Rossi: Local Evaluation of Time Series Anomaly Detection
+    Algorithms, KDD 2022.
+
+    Examples
+    --------
+    >>> from anomaly.evaluation import affiliation
+    >>> score = affiliation([0, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0])
+    >>> round(score.precision, 3), round(score.recall, 3)
+    (0.667, 0.833)
+    """
+    truth, alarms = _pair(labels, predicted)
+    real, found = ranges_of(truth), ranges_of(alarms)
+    middles = (real[:-1, 1] + real[1:, 0]) / 2.0
+    zones = np.column_stack([np.append(0.0, middles), np.append(middles, len(truth))])
+    precisions, recalls = [], []
+    for event, zone in zip(real.astype(float), zones, strict=True):
+        inside = np.clip(found, *zone).astype(float)
+        inside = inside[inside[:, 1] > inside[:, 0]]
+        if len(inside):
+            precisions.append(_zone_precision(event, zone, inside))
+        recalls.append(_zone_recall(event, zone, inside) if len(inside) else 0.0)
+    precision = float(np.mean(precisions)) if precisions else 0.0
+    return Affiliation(*_with_f1(precision, float(np.mean(recalls))))
+
+
+def detection_delay(labels: ArrayLike, predicted: ArrayLike) -> Delay:
+    """How many labelled ranges get an alarm, and how late.
+
+    Parameters
+    ----------
+    labels, predicted : array-like of bool or 0/1 of shape (n,)
+
+    Returns
+    -------
+    Delay
+        ``(found, total, mean, median)``, in points.
+
+    Examples
+    --------
+    >>> from anomaly.evaluation import detection_delay
+    >>> detection_delay([0, 1, 1, 1, 0, 1], [0, 0, 0, 1, 1, 0])
+    Delay(found=1, total=2, mean=2.0, median=2.0)
+    """
+    truth, alarms = _pair(labels, predicted)
+    real = ranges_of(truth)
+    at = np.append(np.flatnonzero(alarms), len(truth))
+    first = at[np.searchsorted(at, real[:, 0])]
+    delays = (first - real[:, 0])[first < real[:, 1]]
+    mean, median = (delays.mean(), np.median(delays)) if len(delays) else (np.nan, np.nan)
+    return Delay(len(delays), len(real), float(mean), float(median))
+
+
+def _flags(values: ArrayLike, name: str) -> NDArray[np.bool_]:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise DataError(f"{name} must have one dimension, got shape {array.shape}")
+    if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        strange = array[~np.isin(array, (0, 1))][0]
+        raise DataError(f"{name} must hold 0 and 1 only, got {strange!r}")
+    return array.astype(bool)
+
+
+def _pair(labels: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    truth, alarms = _flags(labels, "labels"), _flags(predicted, "predicted")
+    _check_truth(truth, len(alarms), "predicted")
+    return truth, alarms
+
+
+def _truth_and_scores(
+    labels: ArrayLike, scores: ArrayLike
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    truth = _flags(labels, "labels")
+    values = np.asarray(scores, dtype=float)
+    if values.ndim != 1:
+        raise DataError(f"scores must have one dimension, got shape {values.shape}")
+    _check_truth(truth, len(values), "scores")
+    if np.isnan(values).any():
+        raise DataError(
+            f"scores must be numbers, got NaN at {np.flatnonzero(np.isnan(values))[0]}"
+        )
+    return truth, values
+
+
+def _check_truth(truth: NDArray[np.bool_], length: int, name: str) -> None:
+    if len(truth) != length:
+        raise DataError(f"labels has {len(truth)} values, {name} has {length}")
+    if not truth.any():
+        raise DataError("labels holds no anomaly, so nothing can be measured")
+
+
+def _with_f1(precision: float, recall: float) -> tuple[float, float, float]:
+    total = precision + recall
+    return float(precision), float(recall), float(2 * precision * recall / total) if total else 0.0
+
+
+# Weight of positions 1…n of a range of n points.
+_BIASES: dict[str, Callable[[int], NDArray[np.float64]]] = {
+    "flat": lambda n: np.ones(n),
+    "front": lambda n: np.arange(n, 0, -1.0),
+    "middle": lambda n: np.minimum(np.arange(1.0, n + 1), np.arange(n, 0, -1.0)),
+    "back": lambda n: np.arange(1.0, n + 1),
+}
+
+
+def _overlap_rewards(
+    ranges: NDArray[np.int64],
+    other_flags: NDArray[np.bool_],
+    others: NDArray[np.int64],
+    weigh: Callable[[int], NDArray[np.float64]],
+    reciprocal: bool,
+) -> NDArray[np.float64]:
+    """Weighted share of each range that the other side covers, over the pieces it meets."""
+    rewards = np.empty(len(ranges))
+    for i, (start, stop) in enumerate(ranges):
+        weights = weigh(stop - start)
+        rewards[i] = weights[other_flags[start:stop]].sum() / weights.sum()
+    if reciprocal and len(others):
+        before = np.searchsorted(others[:, 1], ranges[:, 0], side="right")
+        until = np.searchsorted(others[:, 0], ranges[:, 1], side="left")
+        rewards /= np.maximum(until - before, 1)
+    return rewards
+
+
+def _counts_inside(ranges: NDArray[np.int64], flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+    total = np.append(0, np.cumsum(flags))
+    return total[ranges[:, 1]] - total[ranges[:, 0]]
+
+
+def _soft_labels(
+    truth: NDArray[np.bool_], real: NDArray[np.int64], buffer: int
+) -> NDArray[np.float64]:
+    """Labels with square-root slopes of half a buffer on either side, at most 1."""
+    labels = truth.astype(float)
+    half = buffer // 2
+    for start, stop in real:
+        before = np.arange(max(start - half, 0), start)
+        labels[before] += np.sqrt(1.0 - (start - before) / buffer) if half else 0.0
+        after = np.arange(stop, min(stop - 1 + half, len(labels)))
+        labels[after] += np.sqrt(1.0 - (after - stop + 1) / buffer) if half else 0.0
+    return np.minimum(labels, 1.0)
+
+
+def _range_average_precision(
+    truth: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    real: NDArray[np.int64],
+    buffer: int,
+    order: NDArray[np.int64],
+    last: NDArray[np.int64],
+) -> float:
+    """Area under one range-aware precision-recall curve, all thresholds at once."""
+    labels = _soft_labels(truth, real, buffer)
+    hits = np.cumsum(labels[order])[last]
+    positives = (truth.sum() + labels.sum()) / 2.0
+    recall = np.minimum(hits / positives, 1.0)
+    segments = ranges_of(labels > 0)
+    tops = np.sort([-scores[start:stop].max() for start, stop in segments])
+    noticed = np.searchsorted(tops, -scores[order][last], side="right") / len(segments)
+    gained = np.diff(recall * noticed, prepend=0.0)
+    return float(gained @ (hits / (last + 1.0)))
+
+
+def _quarters(start: float, stop: float) -> NDArray[np.float64]:
+    """Midpoints of quarter cells; the midpoint rule on them is exact.
+
+    What affiliation integrates is piecewise linear, and its kinks lie on
+    multiples of a quarter point.
+    """
+    return np.arange(round(4 * start), round(4 * stop)) / 4.0 + 0.125
+
+
+def _farther_share(
+    centre_low: NDArray[np.float64] | float,
+    centre_high: NDArray[np.float64] | float,
+    distance: NDArray[np.float64],
+    zone: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Share of the zone farther than ``distance`` from the interval low…high."""
+    low = np.maximum(centre_low - distance, zone[0])
+    high = np.minimum(centre_high + distance, zone[1])
+    return 1.0 - (high - low) / (zone[1] - zone[0])
+
+
+def _zone_precision(
+    event: NDArray[np.float64], zone: NDArray[np.float64], inside: NDArray[np.float64]
+) -> float:
+    points = np.concatenate([_quarters(*span) for span in inside])
+    distance = np.maximum(0.0, np.maximum(event[0] - points, points - event[1]))
+    farther = np.where(distance > 0, _farther_share(event[0], event[1], distance, zone), 1.0)
+    return float(farther.mean())
+
+
+def _zone_recall(
+    event: NDArray[np.float64], zone: NDArray[np.float64], inside: NDArray[np.float64]
+) -> float:
+    points = _quarters(*event)
+    after = np.searchsorted(inside[:, 0], points)  # alarms that begin at or before the point
+    left = np.append(-np.inf, inside[:, 1])[after]
+    right = np.append(inside[:, 0], np.inf)[after]
+    distance = np.maximum(0.0, np.minimum(points - left, right - points))
+    return float(_farther_share(points, points, distance, zone).mean())

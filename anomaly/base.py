@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils._param_validation import Hidden, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 # scikit-learn keeps its table-driven parameter checks in a private module; this
 # is the one place that knows, so there is one place to mend if it moves.
-__all__ = ["BaseDetector", "Hidden", "Interval", "StrOptions"]
+__all__ = ["BaseDetector", "HasMethods", "Hidden", "Interval", "StrOptions"]
 
 
 class BaseDetector(ClassifierMixin, BaseEstimator):

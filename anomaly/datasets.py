@@ -133,23 +133,20 @@ def _normal(seed: int) -> Iterator[float]:
             yield standard.inv_cdf(uniform)
 
 
-def simulate(folder: Path = FOLDER, out: Path | None = None) -> list[Path]:
-    """Write ``cars_simulated.csv`` and ``motorcycles.csv``.
+def simulate(out: Path = FOLDER) -> list[Path]:
+    """Write ``cars_simulated.csv`` (from the bundled ``cars.csv``) and ``motorcycles.csv``.
 
     Parameters
     ----------
-    folder : Path
-        Holds ``cars.csv`` with the real points.
-    out : Path, optional
-        Where to write; `folder` when not given.
+    out : Path
+        Where to write.
 
     Returns
     -------
     list of Path
         The files written.
     """
-    out = folder if out is None else out
-    with open(folder / "cars.csv", encoding="utf-8", newline="") as file:
+    with open(FOLDER / "cars.csv", encoding="utf-8", newline="") as file:
         points = [
             (float(row["Length"]) * INCH, float(row["Width"]) * INCH)
             for row in csv.DictReader(file)
@@ -177,7 +174,7 @@ def extract(out: Path = FOLDER) -> list[Path]:
         _write(out / "cars.csv", tuple(cars), cars.itertuples(index=False)),
         _write_breast_cancer(out / "breast_cancer.csv"),
     ]
-    packed = Path(require("river.datasets", extra="data").__file__).parent / "shuttle.csv.gz"
+    packed = Path(str(require("river.datasets", extra="data").__file__)).parent / "shuttle.csv.gz"
     rows = gzip.decompress(packed.read_bytes())
     with write_aside(out / "shuttle.csv.gz", "wb") as file:
         file.write(gzip.compress(rows, compresslevel=9, mtime=0))
@@ -204,6 +201,9 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
     return path
 
 
+VERBS = {"simulate": simulate, "extract": extract}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -213,16 +213,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "verb",
-        choices=("simulate", "extract"),
+        choices=VERBS,
         help="simulate: redraw the simulated files; extract: carry the real tables over",
     )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
     options = parser.parse_args(arguments)
     try:
-        if options.verb == "simulate":
-            written = simulate(out=options.out)
-        else:
-            written = extract(options.out)
+        written = VERBS[options.verb](options.out)
     except (AnomalyError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2

@@ -10,13 +10,20 @@ import warnings
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
 import anomaly
 
 # Constructor arguments that make an estimator small enough to be checked, or
 # that it needs. Keep entries in alphabetical order.
-ARGUMENTS: dict[str, dict] = {}
+ARGUMENTS: dict[str, dict] = {
+    "OversampleClassifier": {
+        "estimator": DecisionTreeClassifier(random_state=0),
+        "oversample": 3,
+        "random_state": 0,
+    },
+}
 
 # Checks an estimator cannot pass, each with the reason. Keep alphabetical.
 EXEMPTIONS: dict[str, dict[str, str]] = {}

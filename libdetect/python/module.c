@@ -25,8 +25,10 @@ int open_buffer(PyObject *object, const char *name, const char *format, int writ
 /* One line per area; each adds its functions and types to the module. */
 typedef int (*register_area)(PyObject *module);
 int register_forest(PyObject *module);
+int register_value(PyObject *module);
 static const register_area areas[] = {
     register_forest,
+    register_value,
     NULL,
 };
 

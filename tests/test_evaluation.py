@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,6 @@ from anomaly.evaluation import (
     ranges_of,
     vus_pr,
 )
-import itertools
 
 flags = st.lists(st.booleans(), min_size=1, max_size=40)
 pairs = st.integers(1, 40).flatmap(

@@ -1,0 +1,541 @@
+"""Tuning one classifier: candidates, folds, log, resume, workers, and the answer."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.model_selection import ParameterGrid
+from sklearn.pipeline import Pipeline
+
+import anomaly
+from anomaly.errors import DataError, ParameterError
+from anomaly.tuning import progress as reporting
+from anomaly.tuning.families import effective_params, family
+from anomaly.tuning.folds import Folds, describe
+from anomaly.tuning.literals import public_path, to_literal
+from anomaly.tuning.log import LogReader, RunFolder
+from anomaly.tuning.scores import scorer
+from anomaly.tuning.units import OVERSAMPLE, Fit, Unit, candidate_classifier, make_units
+from anomaly.tuning.workers import LocalWorkers, Outcome, one_thread
+
+Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
+
+# A unit that another process holds is looked at again after this long.
+_BUSY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One combination of parameters.
+
+    Attributes
+    ----------
+    number : int
+        Place in the grid.
+    params : dict
+    text : str
+        Its effective parameters as a literal; candidates of the same text are
+        fitted once.
+    """
+
+    number: int
+    params: dict[str, Any]
+    text: str
+
+
+@dataclass
+class TuningResult:
+    """What a search found.
+
+    Attributes
+    ----------
+    best_estimator_ : estimator
+        Refitted on all rows, with preparation and oversampling inside; None if
+        ``refit=False``.
+    best_params_ : dict
+        The winner's parameters; the first of equals in order of the grid.
+    best_score_ : float
+        Its mean score over the folds.
+    table : DataFrame
+        One row per candidate that was fitted, in order of the grid: ``params``,
+        ``mean_score``, ``std_score``, ``rank``, one ``fold_<k>`` per fold (nan
+        where a search dropped it), ``fit_seconds`` and ``predict_seconds``
+        (means over folds).
+    n_candidates_, n_distinct_ : int
+        Candidates of the grid, and how many of them differ in effect.
+    n_fits_, n_resumed_ : int
+        Fits that the answer rests on, and how many of them came from the log.
+    """
+
+    best_estimator_: Any
+    best_params_: dict[str, Any]
+    best_score_: float
+    table: pd.DataFrame
+    n_candidates_: int
+    n_distinct_: int
+    n_fits_: int
+    n_resumed_: int
+
+
+def tune(
+    classifier: Any,
+    grid: Grid,
+    X: Any,
+    y: ArrayLike,
+    *,
+    prepare: Any = None,
+    cv: Any = 5,
+    scoring: str = "f1",
+    n_jobs: int = 1,
+    random_state: int | None = 0,
+    search: str = "grid",
+    search_options: Mapping[str, Any] | None = None,
+    log: str | os.PathLike[str] | RunFolder | None = None,
+    progress: Any = None,
+    oversampler: Any = None,
+    train_scores: bool = False,
+    refit: bool = True,
+) -> TuningResult:
+    """Find the best parameters of a classifier by cross-validation.
+
+    Candidates that are prefixes of one fit (members of an ensemble, numbers of
+    neighbours) are read off that fit; the scores are those of separate fits to
+    the last bit. With ``log``, every finished fit is on disk before the next
+    begins, and the same call continues where a killed one ended.
+
+    Parameters
+    ----------
+    classifier : estimator or str
+        Bare classifier, the name of a family, or an import path.
+    grid : mapping or list of mappings
+        Parameter names to lists of values, as for scikit-learn's
+        `ParameterGrid`. The key ``oversample`` multiplies the injected rows of
+        the training halves.
+    X : array-like or DataFrame of shape (n_samples, n_features)
+    y : array-like of shape (n_samples,)
+        1 or True is the anomaly.
+    prepare : transformer, optional
+        Encoding and scaling, fitted inside each fold.
+    cv : int, splitter or iterable of (train, test)
+        As for `GridSearchCV`.
+    scoring : {"f1", "accuracy", "balanced_accuracy", "precision", "recall"}
+    n_jobs : int
+        Worker processes; -1 for one per processor.
+    random_state : int or None
+        Seed of the classifier, when it has none of its own, and of injection.
+    search : {"grid", "racing", "halving", "optuna"}
+    search_options : mapping, optional
+        See `anomaly.tuning.searches`.
+    log : path or RunFolder, optional
+        Folder of the run.
+    progress : None, bool or reporter
+        None shows a bar on a terminal only; True also prints a line a minute
+        elsewhere.
+    oversampler : OversampleClassifier, optional
+        How to inject when the grid has ``oversample``.
+    train_scores : bool
+        Also score, and log, the training half of every fold.
+    refit : bool
+
+    Returns
+    -------
+    TuningResult
+
+    Raises
+    ------
+    ParameterError
+        For a wrong option, and for a log that belongs to other data, folds,
+        seeds or library versions; every difference is named.
+    DataError
+        For labels of one class only, or if no candidate could be fitted.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_classification
+    >>> from anomaly.tuning import tune
+    >>> X, y = make_classification(200, class_sep=2.0, random_state=0)
+    >>> result = tune("knn", {"n_neighbors": [1, 3, 5, 7]}, X, y, cv=3)
+    >>> result.best_params_, round(result.best_score_, 3)
+    ({'n_neighbors': 5}, 0.985)
+    """
+    from anomaly.tuning.searches import find_search
+
+    run_search = find_search(search)
+    model = seeded(
+        family(classifier).make() if isinstance(classifier, str) else classifier, random_state
+    )
+    candidates = list_candidates(model, grid)
+    data = Folds(X, y, prepare=prepare, cv=cv, random_state=random_state)
+    evaluator = Evaluator(
+        data,
+        model,
+        candidates,
+        scoring=scoring,
+        n_jobs=n_jobs,
+        log=log,
+        oversampler=oversampler,
+        train_scores=train_scores,
+        reporter=reporting.choose(progress),
+    )
+    with one_thread():
+        try:
+            run_search(evaluator, dict(search_options or {}))
+            evaluator.close()
+        except BaseException:
+            evaluator.close(kill=True)
+            raise
+        return _result(evaluator, oversampler, refit)
+
+
+def seeded(classifier: Any, random_state: int | None) -> Any:
+    """Copy of a classifier with the seed set where it has none."""
+    copy = clone(classifier)
+    if random_state is not None and copy.get_params(deep=False).get("random_state", 0) is None:
+        copy.set_params(random_state=random_state)
+    return copy
+
+
+def list_candidates(classifier: Any, grid: Grid) -> list[Candidate]:
+    """All candidates of a grid, in the order of scikit-learn's `ParameterGrid`.
+
+    Raises
+    ------
+    ParameterError
+        For a parameter that the classifier does not have, and for values that
+        cannot be written to a log.
+    """
+    try:
+        combinations = list(ParameterGrid(grid))
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"grid: {error}") from None
+    _check_names(classifier, combinations)
+    return [
+        Candidate(number, params, to_literal(effective_params(classifier, params)))
+        for number, params in enumerate(combinations)
+    ]
+
+
+def _check_names(classifier: Any, combinations: Iterable[Mapping[str, Any]]) -> None:
+    names = {name for params in combinations for name in params} - {OVERSAMPLE}
+    known = set(classifier.get_params(deep=False))
+    for name in sorted(names):
+        if name.partition("__")[0] not in known:
+            raise ParameterError(
+                f"{type(classifier).__name__} has no parameter {name!r}; it has "
+                f"{', '.join(sorted(known))}; every grid may also have {OVERSAMPLE!r}"
+            )
+
+
+def library_versions(classifier: Any) -> dict[str, str]:
+    """Versions that a result may depend on."""
+    libraries = {"numpy", "scikit-learn", "scipy"}
+    package = public_path(type(classifier)).partition(".")[0]
+    found = {
+        "anomaly": anomaly.__version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+    for distribution in importlib.metadata.packages_distributions().get(package, []):
+        if package not in ("anomaly", "sklearn"):
+            libraries.add(distribution)
+    return found | {name: importlib.metadata.version(name) for name in sorted(libraries)}
+
+
+class Evaluator:
+    """Answers "what does this candidate score on that fold?", from the log or by a fit.
+
+    Searches ask it and nothing else.
+
+    Attributes
+    ----------
+    candidates : list of Candidate
+        The whole grid.
+    distinct : list of Candidate
+        The first of each set of equivalent ones.
+    n_folds : int
+    """
+
+    def __init__(
+        self,
+        data: Folds,
+        classifier: Any,
+        candidates: Sequence[Candidate],
+        *,
+        scoring: str = "f1",
+        n_jobs: int = 1,
+        log: str | os.PathLike[str] | RunFolder | None = None,
+        oversampler: Any = None,
+        train_scores: bool = False,
+        reporter: reporting.Progress | None = None,
+    ) -> None:
+        self.data = data
+        self.classifier = classifier
+        self.candidates = list(candidates)
+        first: dict[str, Candidate] = {}
+        for candidate in candidates:
+            first.setdefault(candidate.text, candidate)
+        self.distinct = list(first.values())
+        self.n_folds = len(data)
+        self._score = scorer(scoring)
+        self._splits = ("test", "train") if train_scores else ("test",)
+        self._oversamplers = _oversamplers(candidates, oversampler, data)
+        self._folder = log if isinstance(log, RunFolder) or log is None else RunFolder(log)
+        self._plan = self._make_plan()
+        self._prefix = json.dumps(self._plan, sort_keys=True)
+        self._reader = None if self._folder is None else LogReader(self._folder)
+        if self._folder is not None:
+            self._folder.agree(public_path(type(classifier)), self._plan)
+        self._workers = LocalWorkers(data, self._folder, _n_processes(n_jobs))
+        self._reporter = reporter or reporting.Silent()
+        self._scores: dict[str, dict[str, Any]] = {}
+        self._best = math.nan
+        self._started = False
+        self.n_resumed = 0
+
+    def evaluate(
+        self,
+        candidates: Sequence[Candidate],
+        folds: Sequence[int],
+        samples: int | None = None,
+        still_to_come: int = 0,
+    ) -> NDArray[np.float64]:
+        """Scores of candidates on folds.
+
+        Parameters
+        ----------
+        candidates : sequence of Candidate
+        folds : sequence of int
+        samples : int or None
+            Training rows to use; None for all.
+        still_to_come : int
+            Fits that the search expects after these, for the time left.
+
+        Returns
+        -------
+        ndarray of shape (len(candidates), len(folds))
+            nan where the fit failed.
+        """
+        wanted = {c.text: c for c in candidates}
+        missing = self._missing(list(wanted.values()), folds, samples, still_to_come)
+        total = self._done + len(missing) + still_to_come
+        self._run(missing, samples, total)
+        rows = [[self._score(self.scores(c, fold, samples)) for fold in folds] for c in candidates]
+        return np.array(rows, dtype=float).reshape(len(candidates), len(folds))
+
+    def scores(
+        self, candidate: Candidate, fold: int, samples: int | None = None
+    ) -> dict[str, Any]:
+        """Logged scores of a candidate's test half of a fold; KeyError if not evaluated."""
+        return self._scores[self._key(candidate, fold, "test", samples)]
+
+    def is_evaluated(self, candidate: Candidate, fold: int) -> bool:
+        """Whether a candidate has been scored on a fold with all rows."""
+        return self._key(candidate, fold, "test", None) in self._scores
+
+    def close(self, kill: bool = False) -> None:
+        """Stop workers and progress."""
+        if self._started:
+            self._reporter.stop()
+        self._workers.close(kill)
+
+    @property
+    def _done(self) -> int:
+        return len(self._scores)
+
+    def _make_plan(self) -> dict[str, Any]:
+        oversampler = next((o for o in self._oversamplers.values() if o is not None), None)
+        if oversampler is not None:
+            oversampler = clone(oversampler).set_params(oversample=1)
+        return {
+            **self.data.fingerprint(),
+            "classifier": describe(self.classifier),
+            "oversampler": describe(oversampler),
+            "seed": self.data.random_state,
+            "versions": library_versions(self.classifier),
+        }
+
+    def _key(self, candidate: Candidate, fold: int, split: str, samples: int | None) -> str:
+        text = f"{self._prefix}\n{candidate.text}\n{fold} {split} {samples}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _missing(
+        self,
+        candidates: Sequence[Candidate],
+        folds: Sequence[int],
+        samples: int | None,
+        still_to_come: int,
+    ) -> list[tuple[int, Fit]]:
+        """Fits that neither this process nor the log has, after reading the log."""
+        asked = []
+        for fold in folds:
+            for candidate in candidates:
+                keys = {s: self._key(candidate, fold, s, samples) for s in self._splits}
+                if not all(key in self._scores for key in keys.values()):
+                    asked.append((fold, Fit(candidate.params, keys)))
+        before = self._done
+        missing = self._take_from_log(asked)
+        self.n_resumed += self._done - before
+        if not self._started:
+            total = self._done + len(missing) + still_to_come
+            self._reporter.start(type(self.classifier).__name__, total, self._done)
+            self._started = True
+        return missing
+
+    def _take_from_log(self, fits: Sequence[tuple[int, Fit]]) -> list[tuple[int, Fit]]:
+        if self._reader is None:
+            return list(fits)
+        self._reader.refresh()
+        missing = []
+        for fold, fit in fits:
+            if all(key in self._reader for key in fit.keys.values()):
+                for key in fit.keys.values():
+                    self._scores[key] = self._reader.scores(key)
+            else:
+                missing.append((fold, fit))
+        return missing
+
+    def _run(self, missing: list[tuple[int, Fit]], samples: int | None, total: int) -> None:
+        """Run fits until all are done, here or by other processes on the same run."""
+        while missing:
+            units = self._units(missing, samples)
+            busy = False
+            for outcome in self._workers.run(units):
+                self._take(outcome, total)
+                busy = busy or outcome.busy is not None
+            missing = [
+                m for m in missing if not all(k in self._scores for k in m[1].keys.values())
+            ]
+            missing = self._take_from_log(missing)
+            if missing and busy:
+                time.sleep(_BUSY_S)
+
+    def _units(self, missing: Sequence[tuple[int, Fit]], samples: int | None) -> deque[Unit]:
+        units: list[Unit] = []
+        for fold in dict.fromkeys(fold for fold, _ in missing):
+            fits = [fit for at, fit in missing if at == fold]
+            units += make_units(
+                self.data, self.classifier, fold, fits, self._oversamplers, samples
+            )
+        return deque(units)
+
+    def _take(self, outcome: Outcome, total: int) -> None:
+        for record in outcome.records:
+            self._scores[record.key] = record.scores
+            if record.scores["split"] == "test":
+                score = self._score(record.scores)
+                if not score <= self._best and not math.isnan(score):
+                    self._best = score
+        self._reporter.advance(len(outcome.records), total, self._best)
+
+
+def _n_processes(n_jobs: int) -> int:
+    if n_jobs == -1:
+        return os.cpu_count() or 1
+    if not isinstance(n_jobs, int) or n_jobs < 1:
+        raise ParameterError(
+            f"n_jobs must be at least 1, or -1 for all processors, got {n_jobs!r}"
+        )
+    return n_jobs
+
+
+def _oversamplers(candidates: Iterable[Candidate], prototype: Any, data: Folds) -> dict[Any, Any]:
+    """The wrapper that injects, for every factor of the grid."""
+    factors = {candidate.params.get(OVERSAMPLE, 1) for candidate in candidates}
+    found: dict[Any, Any] = {1: None}
+    if factors == {1}:
+        return found
+    if prototype is None:
+        raise ParameterError(
+            f"a grid with {OVERSAMPLE!r} needs oversampler=, "
+            "e.g. anomaly.injection.OversampleClassifier()"
+        )
+    for factor in factors:
+        found[factor] = clone(prototype).set_params(oversample=factor)
+    return found
+
+
+def _result(evaluator: Evaluator, oversampler: Any, refit: bool) -> TuningResult:
+    table = _table(evaluator)
+    complete = table.dropna(subset=["mean_score"])
+    if complete.empty:
+        raise DataError(f"no candidate could be fitted; {_first_failure(evaluator)}")
+    best = complete.iloc[int(np.argmax(complete["mean_score"].to_numpy()))]
+    params = dict(best["params"])
+    return TuningResult(
+        best_estimator_=_refit(evaluator, params) if refit else None,
+        best_params_=params,
+        best_score_=float(best["mean_score"]),
+        table=table,
+        n_candidates_=len(evaluator.candidates),
+        n_distinct_=len(evaluator.distinct),
+        n_fits_=evaluator._done,
+        n_resumed_=evaluator.n_resumed,
+    )
+
+
+def _table(evaluator: Evaluator) -> pd.DataFrame:
+    folds = range(evaluator.n_folds)
+    rows = []
+    for candidate in evaluator.candidates:
+        known = [f for f in folds if evaluator.is_evaluated(candidate, f)]
+        if not known:
+            continue
+        scores = [evaluator.scores(candidate, f) for f in known]
+        row: dict[str, Any] = {"params": candidate.params}
+        row |= {f"fold_{f}": math.nan for f in folds}
+        row |= {f"fold_{f}": evaluator._score(s) for f, s in zip(known, scores, strict=True)}
+        row |= {
+            name: float(np.mean([s[name] for s in scores]))
+            for name in ("fit_seconds", "predict_seconds")
+        }
+        rows.append(row)
+    names = [f"fold_{f}" for f in folds]
+    columns = [
+        "params",
+        "mean_score",
+        "std_score",
+        "rank",
+        *names,
+        "fit_seconds",
+        "predict_seconds",
+    ]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    table = pd.DataFrame(rows)
+    by_fold = table[names].to_numpy()
+    table["mean_score"] = np.average(by_fold, axis=1)
+    table["std_score"] = by_fold.std(axis=1)
+    table["rank"] = table["mean_score"].rank(ascending=False, method="min", na_option="bottom")
+    table["rank"] = table["rank"].astype(int)
+    return table[columns]
+
+
+def _first_failure(evaluator: Evaluator) -> str:
+    for scores in evaluator._scores.values():
+        if "failed" in scores:
+            return f"the first one failed with {scores['failed']}"
+    return "the grid is empty"
+
+
+def _refit(evaluator: Evaluator, params: dict[str, Any]) -> Any:
+    data = evaluator.data
+    model = candidate_classifier(evaluator.classifier, params)
+    if data.prepare is not None:
+        model = Pipeline([("prepare", clone(data.prepare)), ("classifier", model)])
+    oversampler = evaluator._oversamplers[params.get(OVERSAMPLE, 1)]
+    if oversampler is not None:
+        model = clone(oversampler).set_params(estimator=model)
+    return model.fit(data.X, data.y)

@@ -297,7 +297,7 @@ class Evaluator:
         self._prefix = json.dumps(self._plan, sort_keys=True)
         self._reader = None if self._folder is None else LogReader(self._folder)
         if self._folder is not None:
-            self._folder.agree(public_path(type(classifier)), self._plan)
+            self._folder.agree(_plan_name(classifier), self._plan)
         self._workers = LocalWorkers(data, self._folder, _n_processes(n_jobs))
         self._reporter = reporter or reporting.Silent()
         self._scores: dict[str, dict[str, Any]] = {}
@@ -439,6 +439,15 @@ class Evaluator:
                 if not score <= self._best and not math.isnan(score):
                     self._best = score
         self._reporter.advance(len(outcome.records), total, self._best)
+
+
+def _plan_name(classifier: Any) -> str:
+    """What is tuned, whatever its seed."""
+    params = classifier.get_params(deep=False)
+    unseeded = (
+        clone(classifier).set_params(random_state=None) if "random_state" in params else classifier
+    )
+    return describe(unseeded)
 
 
 def _n_processes(n_jobs: int) -> int:

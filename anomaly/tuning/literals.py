@@ -8,7 +8,6 @@ on their public dotted path, ``sklearn.tree.DecisionTreeClassifier(max_depth=2)`
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import inspect
 from typing import Any
@@ -31,6 +30,7 @@ _NUMPY_SCALARS = frozenset(
     }.items()
     for bits in sizes
 ) | {"bool_", "str_"}
+_paths: dict[Any, str] = {}
 _NAMES = {"nan": float("nan"), "inf": float("inf")}
 
 
@@ -129,11 +129,12 @@ def public_path(cls: type[Any]) -> str:
     >>> DecisionTreeClassifier.__module__, public_path(DecisionTreeClassifier)
     ('sklearn.tree._classes', 'sklearn.tree.DecisionTreeClassifier')
     """
-    return _public_path(cls)
+    if cls not in _paths:
+        _paths[cls] = _find_path(cls)
+    return _paths[cls]
 
 
-@functools.cache
-def _public_path(cls: Any) -> str:
+def _find_path(cls: Any) -> str:
     parts, name = str(cls.__module__).split("."), str(cls.__qualname__)
     for length in range(1, len(parts) + 1):
         module = importlib.import_module(".".join(parts[:length]))

@@ -238,8 +238,7 @@ def _exit_with(parent: int) -> None:
 
 def _run_in_worker(unit: Unit) -> Outcome:
     assert _runner is not None
-    with one_thread():
-        return _runner.run(unit)
+    return _runner.run(unit)
 
 
 def interrupt_on_terminate() -> Any:

@@ -26,9 +26,13 @@ int open_buffer(PyObject *object, const char *name, const char *format, int writ
 typedef int (*register_area)(PyObject *module);
 int register_forest(PyObject *module);
 int register_value(PyObject *module);
+int register_streams(PyObject *module);
+int register_tiles(PyObject *module);
 static const register_area areas[] = {
     register_forest,
     register_value,
+    register_streams,
+    register_tiles,
     NULL,
 };
 

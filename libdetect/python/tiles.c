@@ -1,0 +1,78 @@
+#include "streams.h"
+
+#include "tiles.h"
+
+#include <string.h>
+
+static void tiles_free_state(void *state) { tiles_free(state); }
+static int tiles_n_fields(const void *state) { return tiles_options(state)->n_fields; }
+static int tiles_is_ready(const void *state) { return tiles_ready(state); }
+static const stream_counts *tiles_get_counts(const void *state) { return tiles_counts(state); }
+static size_t tiles_get_memory(const void *state) { return tiles_memory(state); }
+static size_t tiles_get_size(const void *state) { return tiles_size(state); }
+static void tiles_save_to(const void *state, unsigned char *bytes) { tiles_save(state, bytes); }
+static void *tiles_load_from(const unsigned char *bytes, size_t n) { return tiles_load(bytes, n); }
+
+static int tiles_run(void *state, const double *values, const double *seconds, int64_t n,
+                     enum stream_mode mode, double *scores, double *raw, double *strengths,
+                     double *expected)
+{
+    return tiles_process(state, values, seconds, n, mode, scores, raw, strengths, expected);
+}
+
+static const stream_kernel tiles_kernel = {
+    .name = "tiles",
+    .free = tiles_free_state,
+    .n_fields = tiles_n_fields,
+    .ready = tiles_is_ready,
+    .counts = tiles_get_counts,
+    .memory = tiles_get_memory,
+    .size = tiles_get_size,
+    .save = tiles_save_to,
+    .load = tiles_load_from,
+    .process = tiles_run,
+    .holds_gil = 1,
+};
+
+static PyObject *new_tiles(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {
+        "n_fields", "n_pairs", "n_tilings", "log2_bits", "window", "lag", "power", "learning",
+        "warm_up", "skip", "range_block", "width", "mean_floor", "variance_floor", "horizon",
+        "deviation_scale", "range_scale", "fatigue", "fatigue_period", "rest", "seed", NULL};
+    tile_options o;
+    long long skip, block, rest;
+    unsigned long long seed;
+    double period;
+    memset(&o, 0, sizeof o);
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "$iiiiiiiiiLLddddddddLK", names, &o.n_fields, &o.n_pairs, &o.n_tilings,
+            &o.log2_bits, &o.window, &o.lag, &o.power, &o.learning, &o.warm_up, &skip, &block,
+            &o.width, &o.likelihood.mean_floor, &o.likelihood.variance_floor,
+            &o.likelihood.horizon, &o.alarm.deviation_scale, &o.alarm.range_scale,
+            &o.alarm.fatigue, &period, &rest, &seed))
+        return NULL;
+    o.skip = skip;
+    o.range_block = block;
+    o.alarm.rest = rest;
+    o.alarm.fatigue_keep = stream_decay(1.0 / period);
+    o.seed = seed;
+    return stream_wrap(module, &tiles_kernel, tiles_new(&o));
+}
+
+static PyObject *restore_tiles(PyObject *module, PyObject *bytes)
+{
+    return stream_restore(module, &tiles_kernel, bytes);
+}
+
+static PyMethodDef functions[] = {
+    {"new_tiles", (PyCFunction)(void (*)(void))new_tiles, METH_VARARGS | METH_KEYWORDS,
+     "A fresh stream of context tiles; see tiles.h for the options."},
+    {"restore_tiles", restore_tiles, METH_O, "A stream of context tiles from its snapshot."},
+    {NULL, NULL, 0, NULL},
+};
+
+int register_tiles(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}

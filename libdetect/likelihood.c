@@ -30,9 +30,11 @@ double stream_asinh(double x)
         t = (m - 1.0) / (m + 1.0);
     }
     double s = t * t;
-    double series = 1.0 / 23.0;
-    for (int k = 21; k >= 3; k -= 2)
-        series = series * s + 1.0 / k;
+    static const double odd[] = {1.0 / 23, 1.0 / 21, 1.0 / 19, 1.0 / 17, 1.0 / 15, 1.0 / 13,
+                                 1.0 / 11, 1.0 / 9,  1.0 / 7,  1.0 / 5,  1.0 / 3};
+    double series = odd[0];
+    for (int k = 1; k < 11; k++)
+        series = series * s + odd[k];
     result = e * LN2_LOW + 2.0 * (t + t * s * series) + e * LN2_HIGH;
     return x < 0 ? -result : result;
 }

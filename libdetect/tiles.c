@@ -56,6 +56,7 @@ struct tiles {
     uint32_t *journal; /* tiles set by the current record */
     double *z;
     int64_t journal_length;
+    double offsets[MAX_TILINGS]; /* o = k / T */
 };
 
 static int lane_count(const tile_options *options)
@@ -127,6 +128,8 @@ static tiles *allocate(const tile_options *options, int64_t buffered)
         tiles_free(s);
         return NULL;
     }
+    for (int k = 0; k < options->n_tilings; k++)
+        s->offsets[k] = (double)k / options->n_tilings;
     s->lanes = (lane *)(s->block + 1);
     s->bits = (uint64_t *)(s->lanes + lanes);
     s->rings = (unsigned char *)s->bits + ((size_t)1 << options->log2_bits) / 8;
@@ -165,6 +168,13 @@ void tiles_free(tiles *s)
     free(s);
 }
 
+static inline uint64_t tile_hash(uint64_t key, uint64_t salt)
+{
+    uint64_t x = (key ^ salt) * UINT64_C(0x9FB21C651E98DF25);
+    x ^= x >> 32;
+    return x * UINT64_C(0xD6E8FEB86659FD93);
+}
+
 /* floor, for |y| below 2^31 */
 static inline int32_t whole(double y)
 {
@@ -172,31 +182,34 @@ static inline int32_t whole(double y)
     return i - (y < (double)i);
 }
 
-static void cut(double y, const tile_options *o, int32_t *q)
+static void cut(const tiles *s, double y, int32_t *restrict q)
 {
-    double scaled = y / o->width;
-    for (int k = 0; k < o->n_tilings; k++)
-        q[k] = whole(scaled + (double)k / o->n_tilings);
+    int n = s->block->options.n_tilings;
+    double scaled = y / s->block->options.width;
+    for (int k = 0; k < n; k++)
+        q[k] = whole(scaled + s->offsets[k]);
 }
 
 /* Looks up one context's tiles, sets them, and returns how many were unset. */
 static int visit(tiles *s, uint64_t context_id, const int32_t *a, const int32_t *b)
 {
     const tile_options *o = &s->block->options;
-    int shift = 64 - o->log2_bits;
-    uint64_t base = scramble(o->seed ^ (context_id + 1) * UINT64_C(0x9E3779B97F4A7C15));
-    int64_t start = s->journal_length;
-    for (int k = 0; k < o->n_tilings; k++) {
+    int n = o->n_tilings, shift = 64 - o->log2_bits;
+    uint64_t salt = scramble(o->seed ^ (context_id + 1) * UINT64_C(0x9E3779B97F4A7C15));
+    uint32_t *journal = s->journal + s->journal_length;
+    uint64_t *bits = s->bits;
+    int novel = 0;
+    for (int k = 0; k < n; k++) {
         uint64_t key = (uint64_t)(uint32_t)a[k] << 32 | (uint32_t)b[k];
-        uint32_t tile = (uint32_t)(scramble(key + base + (uint64_t)k *
-                                            UINT64_C(0xA24BAED4963EE407)) >> shift);
-        uint64_t mask = (uint64_t)1 << (tile & 63);
-        uint64_t word = s->bits[tile >> 6];
-        s->journal[s->journal_length] = tile;
-        s->journal_length += !(word & mask);
-        s->bits[tile >> 6] = word | mask;
+        uint32_t tile = (uint32_t)(tile_hash(key, salt) >> shift);
+        uint64_t word = bits[tile >> 6], mask = (uint64_t)1 << (tile & 63);
+        salt += UINT64_C(0xA24BAED4963EE407);
+        journal[novel] = tile;
+        novel += !(word & mask);
+        bits[tile >> 6] = word | mask;
     }
-    return (int)(s->journal_length - start);
+    s->journal_length += novel;
+    return novel;
 }
 
 static void forget_tiles(tiles *s)
@@ -235,21 +248,21 @@ static void draft_field(tiles *s, int f, double x, double hour)
     *to = (draft){.u = u, .e2 = e2, .e3 = e3, .d = d, .present = 1};
 
     uint64_t id = (uint64_t)f * FIELD_CONTEXTS;
-    cut(u, o, now);
+    cut(s, u, now);
     to->novel[0] = visit(s, id, now, none);
-    cut(previous, o, other);
+    cut(s, previous, other);
     to->novel[1] = visit(s, id + 1, now, other);
     for (int k = 0; k < o->n_tilings; k++)
-        other[k] = hour < 0 ? 0 : (int32_t)(hour + (double)k / o->n_tilings) % 24;
+        other[k] = hour < 0 ? 0 : (int32_t)(hour + s->offsets[k]) % 24;
     to->novel[2] = visit(s, id + 2, now, other);
-    cut(e2, o, other);
+    cut(s, e2, other);
     to->novel[3] = visit(s, id + 3, now, other);
-    cut(e3, o, other);
+    cut(s, e3, other);
     to->novel[4] = visit(s, id + 4, now, other);
-    cut(3.0 * d, o, other);
+    cut(s, 3.0 * d, other);
     to->novel[5] = visit(s, id + 5, other, none);
-    cut(2.0 * e2, o, other);
-    cut(2.0 * d, o, third);
+    cut(s, 2.0 * e2, other);
+    cut(s, 2.0 * d, third);
     to->novel[6] = visit(s, id + 6, other, third);
     draft_recent(s, f, FIELD_CONTEXTS);
 }
@@ -261,8 +274,8 @@ static void draft_pair(tiles *s, int l, int i, int j)
     s->drafts[l] = (draft){.present = s->drafts[i].present && s->drafts[j].present};
     if (!s->drafts[l].present)
         return;
-    cut(s->drafts[i].u, o, a);
-    cut(s->drafts[j].u, o, b);
+    cut(s, s->drafts[i].u, a);
+    cut(s, s->drafts[j].u, b);
     uint64_t id = (uint64_t)o->n_fields * FIELD_CONTEXTS + (uint64_t)(l - o->n_fields);
     s->drafts[l].novel[0] = visit(s, id, a, b);
     draft_recent(s, l, 1);

@@ -109,9 +109,7 @@ class StreamResult:
     def shares(self) -> NDArray[np.float64]:
         """Each field's share of the strength of a record, summing to 1 (or all 0)."""
         total = self.strengths.sum(axis=1, keepdims=True)
-        return np.divide(
-            self.strengths, total, out=np.zeros_like(self.strengths), where=total > 0
-        )
+        return np.divide(self.strengths, total, out=np.zeros_like(self.strengths), where=total > 0)
 
     def to_frame(self) -> pd.DataFrame:
         """Everything as one frame, with ``timestamp`` first where there is a clock."""
@@ -405,9 +403,7 @@ class StreamDetector(BaseDetector):
         score, raw, expected = stream.one(x, seconds, mode)
         return StreamRecord(x, expected, raw, score, score >= self.threshold)
 
-    def _one_of_many(
-        self, x: tuple[float, ...], timestamp: Timestamp, mode: int
-    ) -> StreamRecord:
+    def _one_of_many(self, x: tuple[float, ...], timestamp: Timestamp, mode: int) -> StreamRecord:
         if self._stream is None:
             self._start(len(x))
         self._check_width(len(x))

@@ -99,7 +99,9 @@ class Range:
         low, high = min(seen), max(seen)
         with np.errstate(over="ignore"):
             width = float(np.float64(high) - np.float64(low))
-            outside = float(np.float64(max(x, high)) - high) or float(low - np.float64(min(x, low)))
+            above = float(np.float64(max(x, high)) - high)
+            below = float(low - np.float64(min(x, low)))
+            outside = above or below
         if not width > 0 or outside == 0.0 or math.isinf(width):
             return 0.0
         return outside / width

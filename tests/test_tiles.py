@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.stream_oracles import OracleTiles, oracle_asinh
 
 from anomaly import _core
 from anomaly.errors import DataError
 from anomaly.streaming import seconds_of, seconds_of_many
 from anomaly.tiles import TileDetector
+from tests.stream_oracles import OracleTiles, oracle_asinh
 
 
 def a_stream(n, seed=0):
@@ -103,9 +103,7 @@ def test_one_by_one_in_blocks_and_through_pickles_is_the_same_stream():
         assert answer.predicted == whole.predicted[i, 0]
         assert answer.is_anomaly == whole.is_anomaly[i]
     blocks = TileDetector(100)
-    parts = [
-        blocks.process_many(x[i : i + 33], seconds[i : i + 33]) for i in range(0, len(x), 33)
-    ]
+    parts = [blocks.process_many(x[i : i + 33], seconds[i : i + 33]) for i in range(0, len(x), 33)]
     assert np.concatenate([p.likelihood for p in parts]).tobytes() == whole.likelihood.tobytes()
 
 
@@ -303,7 +301,7 @@ def test_timestamps_of_every_kind_are_wall_clock_seconds(timestamp, seconds):
 
 
 def test_wrong_timestamp_is_named():
-    with pytest.raises(DataError, match="date and time such as .* got 'noon'"):
+    with pytest.raises(DataError, match=r"date and time such as .* got 'noon'"):
         TileDetector().process_one(1.0, "noon")
 
 

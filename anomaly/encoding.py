@@ -54,6 +54,8 @@ class RecordEncoder(TransformerMixin, BaseEstimator):
         Shift and divisor of each column; 0 and 1 for categories.
     fill_values_ : tuple
         Median of each numeric, most frequent value of each categorical column.
+    origins_ : tuple of str
+        For each encoded column the column it came from.
     n_features_in_ : int
     feature_names_in_ : ndarray of str, only for input with string column names
 
@@ -136,6 +138,7 @@ did you mean 'human'?
                 fill.append(self._learn_scale(i, name, column))
         self.fill_values_ = tuple(fill)
         self._plan = self._make_plan()
+        self.origins_ = tuple(name for name, _, width, _, _ in self._plan for _ in range(width))
         return self
 
     def transform(self, X: ArrayLike | pd.DataFrame) -> NDArray[np.float64]:
@@ -151,7 +154,7 @@ did you mean 'human'?
         """
         check_is_fitted(self)
         columns = self._columns_of(X, reset=False)
-        out = np.zeros((len(columns[0]), self._n_features_out))
+        out = np.zeros((len(columns[0]), len(self.origins_)))
         at = 0
         for (name, codes, width, mean, scale), column in zip(self._plan, columns, strict=True):
             if codes is None:
@@ -280,10 +283,6 @@ did you mean 'human'?
             else:
                 plan.append((name, None, 1, float(self.mean_[i]), float(self.scale_[i])))
         return plan
-
-    @property
-    def _n_features_out(self) -> int:
-        return sum(width for _, _, width, _, _ in self._plan)
 
     # ---- values, by column and one by one
 

@@ -39,6 +39,7 @@ from anomaly.errors import (
 )
 from anomaly.files import write_aside
 from anomaly.forest import RefusedValueError, compile_forest
+from anomaly.injection import OversampleClassifier
 
 __all__ = ["Contents", "ExportedClassifier", "export_classifier", "key_from", "unpack", "verify"]
 
@@ -257,23 +258,24 @@ did you mean 'car'?
         if not np.isfinite(rows).all() and (np.isinf(rows).any() or self.missing != "pass"):
             row, column = divmod(int(np.argmax(~np.isfinite(rows))), rows.shape[1])
             raise self._refused(RefusedValueError(row, column), row if len(rows) > 1 else None)
-        labels, distance = self._judge(rows)
+        labels = self._labels(rows)
         if len(rows) > 1:
             # Matrix products round differently for one row and for many; where that
             # could decide, the answer for one row counts.
-            for i in np.flatnonzero(distance <= _NEAR):
-                labels[i] = self._judge(rows[i : i + 1])[0][0]
+            scores, boundary = self._scores(rows)
+            if self.threshold is not None:
+                boundary = self.threshold
+            for i in np.flatnonzero(np.abs(scores - boundary) <= _NEAR):
+                labels[i] = self._labels(rows[i : i + 1])[0]
         return labels
 
-    def _judge(self, rows: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Labels, and how far each score is from the boundary (infinite if there is none)."""
-        scores, boundary = self._scores(rows)
+    def _labels(self, rows: NDArray[np.float64]) -> NDArray[np.bool_]:
         if self.threshold is not None:
-            return scores > self.threshold, np.abs(scores - self.threshold)
-        labels = np.asarray(self._rest.predict(rows)) == self._malicious
-        return labels, np.abs(scores - boundary)
+            return np.asarray(self._scores(rows)[0] > self.threshold)
+        return np.asarray(self._rest.predict(rows) == self._malicious)
 
     def _scores(self, rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        """Scores and the boundary of the classifier's own ``predict``; infinite if it has none."""
         if hasattr(self._rest, "decision_function"):
             return np.asarray(self._rest.decision_function(rows), dtype=float), 0.0
         if hasattr(self._rest, "predict_proba"):
@@ -354,7 +356,7 @@ did you mean 'car'?
 
 def _without_oversampling(model: Any) -> Any:
     """The fitted classifier inside; oversampling matters to training only."""
-    if type(model).__name__ == "OversampleClassifier":
+    if isinstance(model, OversampleClassifier):
         return _without_oversampling(model.estimator_)
     if isinstance(model, Pipeline) and model.steps:
         name, last = model.steps[-1]

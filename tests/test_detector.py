@@ -1,0 +1,331 @@
+"""The detector: rows in, halves out, one path for tuning, evaluation and prediction."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.tree import DecisionTreeClassifier
+
+import detector as detector_module
+from detector import Detector, confusion_ratios
+from tests.conftest import ROOT
+
+
+def records(n: int = 120, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    names = np.array(["car", "human", "moto"])[rng.integers(0, 3, n)]
+    centre = {"car": (4500.0, 1800.0), "human": (1000.0, 430.0), "moto": (2100.0, 800.0)}
+    sizes = np.array([centre[name] for name in names]) * rng.normal(1, 0.06, (n, 2))
+    return pd.DataFrame({"class": names, "length": sizes[:, 0], "width": sizes[:, 1]})
+
+
+def prepared(n: int = 120, odd: int = 60) -> Detector:
+    detector = Detector(records(n))
+    detector.inject(odd, "uniform", random_state=1)
+    return detector.format(seed=3)
+
+
+# -- rows ---------------------------------------------------------------------
+
+
+def test_missing_rows_are_dropped_and_counted():
+    frame = records(10)
+    frame.loc[[2, 5], "length"] = np.nan
+    detector = Detector(frame)
+    assert len(detector.frame) == 8
+    assert detector.report == {"rows": 10, "missing": 2, "duplicates": 0, "kept": 8}
+
+
+def test_first_of_equal_rows_is_kept_and_flagged():
+    frame = pd.concat([records(5), records(5).head(2)], ignore_index=True)
+    detector = Detector(frame)
+    assert detector.frame["duplicate"].tolist() == [True, True, False, False, False]
+    assert detector.report["duplicates"] == 2
+
+
+def test_duplicates_are_kept_on_request_and_still_flagged():
+    frame = pd.concat([records(5), records(5).head(2)], ignore_index=True)
+    detector = Detector(frame, duplicates="keep")
+    assert len(detector.frame) == 7
+    assert detector.frame["duplicate"].sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "odd"),
+    [
+        ([0, 1, 0], [False, True, False]),
+        ([True, False, False], [True, False, False]),
+        (["bad", "good", "good"], [False, True, True]),
+        ([1, 2, 1], [False, True, False]),
+    ],
+)
+def test_second_value_of_the_label_is_the_anomaly(values, odd):
+    frame = records(3).assign(state=values)
+    detector = Detector(frame, label="state")
+    assert detector.frame["odd"].tolist() == odd
+    assert "state" not in detector.features
+
+
+@pytest.mark.parametrize(
+    ("label", "values", "message"),
+    [
+        ("stat", [0, 1, 0], "label must be a column of .*, got 'stat'"),
+        ("state", ["a", "b", "c"], "state must have two values .*, got 3"),
+        ("state", ["a", "a", "a"], r"state must have two values .*, got \['a'\]"),
+        ("state", [0, None, 1], "state: every row needs a label, 1 are missing"),
+    ],
+)
+def test_unusable_labels_are_refused_by_name(label, values, message):
+    with pytest.raises(ValueError, match=message):
+        Detector(records(3).assign(state=values), label=label)
+
+
+def test_odd_points_come_as_sequences_mappings_or_frames():
+    detector = Detector(records(10))
+    detector.append_odd_points([("car", 1.0, 2.0)])
+    detector.append_odd_points([{"width": 4.0, "length": 3.0, "class": "moto"}])
+    detector.append_odd_points(pd.DataFrame({"class": ["car"], "length": [5.0], "width": [6.0]}))
+    added = detector.frame.tail(3)
+    assert added["odd"].all()
+    assert added["length"].tolist() == [1.0, 3.0, 5.0]
+    assert set(added["origin"]) == {"appended"}
+
+
+@pytest.mark.parametrize(
+    "point",
+    [("car", 1.0), {"class": "car", "length": 1.0}, ("car", 1.0, np.inf), ("car", 1.0, "x")],
+)
+def test_unfit_odd_points_are_refused(point):
+    with pytest.raises(ValueError, match="must"):
+        Detector(records(10)).append_odd_points([point])
+
+
+def test_manifest_names_the_rows_that_were_injected():
+    detector = Detector(records(50))
+    detector.inject(10, "uniform", random_state=1)
+    detector.inject(5, "class_swap", random_state=2)
+    rows = sorted(row for entry in detector.manifest.entries for row in entry.rows)
+    assert rows == list(range(50, 65))
+    assert detector.frame.loc[rows, "odd"].all()
+    assert not detector.frame.drop(index=rows)["odd"].any()
+    assert detector.frame["origin"].value_counts().to_dict() == {
+        "record": 50,
+        "uniform": 10,
+        "class_swap": 5,
+    }
+
+
+# -- halves -------------------------------------------------------------------
+
+
+@given(n=st.integers(20, 80), odd=st.integers(4, 40), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_halves_are_disjoint_stratified_and_together_whole(n, odd, seed):
+    detector = Detector(records(n))
+    detector.inject(odd, "uniform", random_state=seed)
+    detector.format(seed=seed)
+    train, test = set(detector.train_rows), set(detector.test_rows)
+    assert not train & test
+    assert len(train | test) == len(detector.frame) - detector.report["contradictions"]
+    assert abs(int(detector.ytrain.sum()) - int(detector.ytest.sum())) <= 4
+
+
+def test_halves_share_no_equal_row():
+    detector = prepared(400, 200)
+    both = pd.concat([detector.xtrain, detector.xtest])
+    assert not both.duplicated().any()
+
+
+def test_a_shared_row_would_be_noticed():
+    detector = prepared()
+    both = pd.concat([detector.xtrain, detector.xtest, detector.xtrain.head(1)])
+    assert both.duplicated().any()
+
+
+def test_same_seed_gives_the_same_halves():
+    first, second = prepared(), prepared()
+    pd.testing.assert_frame_equal(first.xtrain, second.xtrain)
+    other = prepared().format(seed=4)
+    assert not first.xtrain.equals(other.xtrain)
+
+
+def test_time_order_holds_out_the_end():
+    frame = records(20).assign(state=[0, 1] * 10)
+    detector = Detector(frame, label="state").format(order="time", test_size=0.25)
+    assert list(detector.train_rows) == list(range(15))
+    assert list(detector.test_rows) == list(range(15, 20))
+
+
+def test_an_injected_row_that_equals_a_record_is_left_out():
+    detector = Detector(records(40))
+    detector.append_odd_points(detector.frame.loc[:3, detector.features])
+    detector.inject(10, "uniform", random_state=0)
+    detector.format(seed=1)
+    assert detector.report["contradictions"] == 4
+    assert len(detector.xtrain) + len(detector.xtest) == 50
+
+
+# -- classifiers --------------------------------------------------------------
+
+
+def test_classify_returns_matrix_seconds_and_the_fitted_pipeline():
+    detector = prepared()
+    matrix, seconds, fitted = detector.classify(RandomForestClassifier(20, random_state=0))
+    assert matrix.sum() == len(detector.xtest)
+    assert seconds > 0
+    flagged = fitted.predict(detector.xtest).astype(bool)
+    assert int((flagged & detector.ytest.to_numpy()).sum()) == matrix[1, 1]
+    assert confusion_ratios(matrix).F1 > 0.6
+
+
+def test_classify_before_format_says_what_to_do():
+    with pytest.raises(ValueError, match=r"call format\(\) first"):
+        Detector(records(20)).classify(LogisticRegression())
+
+
+def test_tuning_evaluation_and_prediction_run_the_same_path():
+    detector = prepared()
+    tuned = detector.tune_parameters(
+        LogisticRegression(), {"C": [0.1, 10.0]}, cv=3, scoring="f1", progress=False
+    )
+    assert set(tuned.parameters) == {"C"}
+    assert 0 <= tuned.score <= 1
+    evaluation = detector.evaluate()
+    singly = [detector.predict(*row) for row in detector.xtest.itertuples(index=False, name=None)]
+    together = tuned.estimator.predict(detector.xtest).astype(bool)
+    assert singly == together.tolist()
+    assert evaluation.matrix[:, 1].sum() == sum(singly)
+
+
+def test_rare_category_in_one_half_only_is_no_surprise():
+    frame = pd.concat(
+        [records(60), pd.DataFrame({"class": ["tank"], "length": [7000.0], "width": [3500.0]})],
+        ignore_index=True,
+    )
+    detector = Detector(frame)
+    detector.inject(30, "uniform", random_state=0)
+    for seed in range(6):
+        detector.format(seed=seed).classify(DecisionTreeClassifier(random_state=0))
+        assert detector.predict("tank", 7000.0, 3500.0) in (True, False)
+
+
+def test_evaluation_is_broken_down_by_type_of_injection():
+    detector = Detector(records(200))
+    detector.inject(40, "uniform", random_state=1)
+    detector.inject(40, "class_swap", random_state=2)
+    detector.format(seed=0).classify(RandomForestClassifier(20, random_state=0))
+    by_type = detector.evaluate().by_type
+    assert set(by_type.index) == {"record", "uniform", "class_swap"}
+    assert by_type["rows"].sum() == len(detector.xtest)
+    assert by_type.loc["class_swap", "share"] > 0.8
+
+
+# -- export -------------------------------------------------------------------
+
+
+def test_exported_function_answers_as_the_detector_does(tmp_path):
+    detector = prepared()
+    detector.classify(
+        AdaBoostClassifier(DecisionTreeClassifier(max_depth=4), n_estimators=10, random_state=0)
+    )
+    path = detector.export(tmp_path / "anomaly_classifier.clf")
+    with open(path, "rb") as file:
+        fun = pickle.load(file)
+    rows = list(detector.xtest.head(40).itertuples(index=False, name=None))
+    assert [bool(fun(*row)) for row in rows] == [detector.predict(*row) for row in rows]
+
+
+def test_class_codes_do_not_depend_on_the_hash_seed():
+    code = (
+        "from tests.test_detector import prepared\n"
+        "from sklearn.tree import DecisionTreeClassifier\n"
+        "d = prepared()\n"
+        "fitted = d.classify(DecisionTreeClassifier(random_state=0)).classifier\n"
+        "print(fitted[0].transform(d.xtest).tobytes().hex()[:4000])"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+            env={"PYTHONHASHSEED": seed, "PATH": "", "PYTHONPATH": str(ROOT)},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+# -- plots --------------------------------------------------------------------
+
+
+def test_plots_return_figure_and_axes_and_touch_no_global_style():
+    before = dict(mpl.rcParams)
+    detector = prepared()
+    detector.classify(DecisionTreeClassifier(max_depth=4, random_state=0))
+    for draw in (detector.plot, detector.plot_decision_boundaries):
+        figure, ax = draw()
+        assert ax.get_xlabel() == "width"
+        assert ax.get_ylabel() == "length"
+        again, same = draw(ax=ax)
+        assert same is ax
+        assert again is figure
+    assert dict(mpl.rcParams) == before
+
+
+def test_plot_needs_two_numeric_features():
+    with pytest.raises(ValueError, match="two numeric features"):
+        Detector(records(20)[["class", "length"]]).plot()
+
+
+def test_unknown_plot_column_is_named():
+    with pytest.raises(ValueError, match=r"column must be one of .*'height'"):
+        Detector(records(20)).plot(x="height")
+
+
+# -- command line -------------------------------------------------------------
+
+
+def test_help_teaches_with_an_example(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        detector_module.main(["--help"])
+    assert "python detector.py" in capsys.readouterr().out
+
+
+def test_command_line_loads_injects_fits_plots_and_exports(tmp_path, capsys):
+    source = tmp_path / "records.csv"
+    records(200).to_csv(source, index=False)
+    picture, clf = tmp_path / "records.png", tmp_path / "records.clf"
+    command = [str(source), "--inject", "100", "--classifier", "extra_trees"]
+    status = detector_module.main([*command, "--plot", str(picture), "--export", str(clf)])
+    assert status == 0
+    assert picture.stat().st_size > 1000
+    assert clf.stat().st_size > 1000
+    assert "F1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.csv"], "absent.csv"),
+        (["dimensions", "--classifier", "magic"], "magic"),
+        (["dimensions", "--inject", "100", "--strategy", "magic"], "magic"),
+    ],
+)
+def test_command_line_names_what_is_wrong_without_a_traceback(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(detector_module.main(arguments))
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

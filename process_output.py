@@ -206,6 +206,12 @@ def _test_fits(fits: pd.DataFrame, score: str, notes: list[str]) -> pd.DataFrame
             "The log does not mark which scores are on training data; "
             "the original program logged both alike."
         )
+    if "samples" in fits:
+        rows = _numbers(fits["samples"]).fillna(math.inf)  # empty: the whole training half
+        if (rows < rows.max()).any():
+            notes.append(f"{(rows < rows.max()).sum()} scores after fits on fewer rows, "
+                         "as halving makes them, are left out.")  # fmt: skip
+        fits = fits[rows == rows.max()]
     numbers = {"place": fits["place"], "id": fits["id"], "score": _numbers(fits[score])}
     for name in ("fold", *CONFUSION):
         if name in fits:

@@ -28,7 +28,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.tree import DecisionTreeClassifier
 
+import beautify
 import process_output
+from anomaly.tuning import tune
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = "sklearn.tree.DecisionTreeClassifier"
@@ -180,6 +182,29 @@ def test_a_combination_that_lacks_folds_is_never_the_best(tmp_path):
     results = tables(tmp_path, scores, "id;p\n0;1\n1;2\n")
     assert list(results.complete["id"]) == ["0"]
     assert "lack folds" in process_output._section(results)
+
+
+@pytest.mark.parametrize("whole", ["", "80"])
+def test_scores_of_fits_on_fewer_rows_are_left_out_and_noted(tmp_path, whole):
+    scores = f"id;fold;split;F1;samples\n0;0;test;0.9;20\n1;0;test;0.5;20\n1;0;test;0.7;{whole}\n"
+    results = tables(tmp_path, scores, "id;p\n0;1\n1;2\n")
+    assert list(results.fits["score"]) == [0.7]
+    assert results.notes[0].startswith("2 scores after fits on fewer rows")
+
+
+def test_log_of_a_tuning_run_becomes_tables_and_a_best(tmp_path):
+    X, y = make_moons(80, noise=0.3, random_state=0)
+    trees = [DecisionTreeClassifier(max_depth=depth) for depth in (1, 2)]
+    grid = {"estimator": trees, "learning_rate": [np.float64(0.1), 0.5], "n_estimators": [1, 3]}
+    found = tune(AdaBoostClassifier(random_state=0), grid, X, y, cv=2, log=tmp_path / "run")
+    (log,) = (tmp_path / "run").glob("*.out.tmp")
+    report = beautify.tabulate(log)
+    assert (report.entries, report.combinations, report.rejected) == (16, 8, 0)
+    _, scores, params = report.files
+    results = process_output.read_results(scores, params)
+    best = results.complete.iloc[0]
+    assert best["mean"] == pytest.approx(found.best_score_)
+    assert best["estimator__max_depth"] == found.best_params_["estimator"].max_depth
 
 
 ORIGINAL_SCORES = "id;tpr;fpr;f1;t\n" + "".join(

@@ -230,23 +230,16 @@ def _numbers(column: pd.Series) -> pd.Series:
 
 
 def _with_folds(fits: pd.DataFrame) -> pd.DataFrame:
-    """Where no fold is named, the repeats of a combination stand for folds.
-
-    There are as many folds as repeats are usual: the original's grid holds the
-    network without hidden layers forty-nine times over.
-    """
+    """Where no fold is named, the repeats of a combination stand for folds."""
     if "fold" not in fits or fits["fold"].isna().any():
-        repeats = fits.groupby("combination")
-        usual = repeats.size().mode().max()
-        fits["fold"] = (repeats.cumcount() % usual).astype(float)
+        fits["fold"] = fits.groupby("combination").cumcount().astype(float)
     return fits
 
 
 def _combination_table(fits: pd.DataFrame) -> pd.DataFrame:
     grouped = fits.groupby("combination")
-    table = grouped["score"].agg(["mean", "min", "max"])
-    table.columns = pd.Index(["mean", "low", "high"])
-    table["folds"] = grouped["fold"].nunique()
+    table = grouped["score"].agg(["mean", "min", "max", "count"])
+    table.columns = pd.Index(["mean", "low", "high", "folds"])
     table["sd"] = grouped["score"].std(ddof=0)
     table["place"] = grouped["place"].max()
     table["id"] = grouped["id"].first()

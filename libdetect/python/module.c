@@ -28,11 +28,13 @@ int register_forest(PyObject *module);
 int register_value(PyObject *module);
 int register_streams(PyObject *module);
 int register_tiles(PyObject *module);
+int register_network(PyObject *module);
 static const register_area areas[] = {
     register_forest,
     register_value,
     register_streams,
     register_tiles,
+    register_network,
     NULL,
 };
 

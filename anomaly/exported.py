@@ -81,6 +81,9 @@ class ExportedClassifier:
     ----------
     columns : tuple of str
         The fields, in the order of positional arguments.
+    header : dict or None
+        What the file says about itself, if this came from
+        `production.classify.load`.
 
     Examples
     --------
@@ -103,6 +106,8 @@ class ExportedClassifier:
     anomaly.errors.DataError: class: unknown category 'cart'; allowed: 'car', 'human'; \
 did you mean 'car'?
     """
+
+    header: dict[str, Any] | None = None
 
     def __init__(
         self, pipeline: Any, *, threshold: float | None = None, missing: str = "error"
@@ -670,6 +675,7 @@ def unpack(
         if _plain(classifier.schema) != contents.header["schema"]:
             raise ClassifierFileError("the header names other fields than the classifier takes")
         replay(classifier, contents.header["probes"])
+        classifier.header = contents.header
     except (ClassifierFileError, MissingExtraError):
         raise
     except Exception as error:

@@ -10,6 +10,8 @@ import warnings
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
@@ -19,6 +21,11 @@ import anomaly
 # Constructor arguments that make an estimator small enough to be checked, or
 # that it needs. Keep entries in alphabetical order.
 ARGUMENTS: dict[str, dict] = {
+    "FewLabelsDetector": {"n_trees": 10},
+    "MeanOfBestDetector": {
+        "candidates": [("line", LogisticRegression()), ("bayes", GaussianNB())],
+        "n_best": 1,
+    },
     "OversampleClassifier": {
         "estimator": DecisionTreeClassifier(random_state=0),
         "oversample": 3,

@@ -225,6 +225,20 @@ def test_repeated_lines_of_the_original_are_one_combination(tmp_path):
     assert not results.has_confusion
 
 
+def test_a_candidate_listed_twice_does_not_pass_for_more_folds(tmp_path):
+    # Two lines are usual; the first candidate stands in the grid twice.
+    params = "id;p\n" + "".join(f"{i};{max(0, i // 2 - 1)}\n" for i in range(8))
+    results = tables(tmp_path, ORIGINAL_SCORES, params)
+    assert list(results.complete["folds"]) == [2, 2, 2]
+    assert results.complete["id"].iloc[0] == "6"
+    assert set(results.fits["fold"]) == {0, 1}
+
+
+def test_a_fit_logged_twice_does_not_pass_for_another_fold(tmp_path):
+    scores = "id;fold;split;F1\n0;0;test;0.9\n0;0;test;0.9\n1;0;test;0.5\n1;1;test;0.5\n"
+    assert list(tables(tmp_path, scores, "id;p\n0;1\n1;2\n").complete["id"]) == ["1"]
+
+
 def test_both_names_of_a_tree_are_one_parameter(tmp_path):
     rows = "".join(
         f"{i};DecisionTreeClassifier(max_depth={i + 1});DecisionTreeClassifier(max_depth={i + 1})"

@@ -1,0 +1,530 @@
+"""A detector for tables without labels: several views of what is unusual, combined."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from numpy.typing import ArrayLike, NDArray
+from sklearn.covariance import MinCovDet, ledoit_wolf
+from sklearn.ensemble import IsolationForest
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from anomaly.base import BaseDetector, Interval, StrOptions
+from anomaly.errors import DataError
+
+Floats = NDArray[np.float64]
+
+WIDE = 200  # columns above which only neighbours and a Gaussian stay useful
+_BLOCK = 128  # rows per distance block; fixed, so a row's score never depends on its company
+_FOLDS = 5
+
+
+class EnsembleDetector(BaseDetector):
+    """Unsupervised detector that combines neighbours, forest, histogram and covariances.
+
+    Columns are centred on the median, divided by the span of the middle 90 %
+    of their values and clipped to ±10. Each member scores a row in its own
+    way:
+
+    ==================  =======================================================
+    member              score
+    ==================  =======================================================
+    neighbours_1        mean distance to the nearest 1 % of the reference rows
+    neighbours_10       the same with 10 %
+    forest              isolation forest of 200 trees on 1,024 rows each
+    histogram           sum over columns of -log2(density), 10 bins a column
+    robust_covariance   Mahalanobis distance, minimum covariance determinant
+    covariance          Mahalanobis distance, shrunk covariance of all rows
+    ==================  =======================================================
+
+    The share of training rows that score at least as high is the row's tail
+    probability for that member; beyond the highest training score it keeps
+    falling with the distance, so that extreme rows stay in order. The mean of
+    the negative logarithms (Fisher's method) is the row's score. No weight, no
+    member and no parameter is fitted to labels.
+
+    A table of more than 200 columns uses ``neighbours_1`` and ``covariance``
+    only. A score depends on the row and the training table alone, never on
+    the other rows of the call.
+
+    Parameters
+    ----------
+    mode : {"full", "light"}, default="full"
+        ``"light"`` keeps ``forest`` and ``robust_covariance``, which store no
+        training rows: small files, fast scores, a little less detection. Wide
+        tables use ``covariance`` alone then.
+    contamination : float, default=0.05
+        Share of the training rows that `predict` calls anomalous. It moves the
+        threshold only, never the ranking; `anomaly.threshold` sets thresholds
+        that keep a promise.
+    max_reference : int, default=10_000
+        Larger tables are represented by this many rows drawn at random.
+    n_jobs : int, optional
+        Threads for fitting and scoring. None means 1 unless a joblib
+        context says otherwise, -1 all cores. Never changes a score.
+    random_state : int, RandomState or None, default=None
+        Seed of the drawn rows, the forest and the robust covariance.
+
+    Attributes
+    ----------
+    members_ : list of str
+        Names of the members in use, in the order of `member_scores`.
+    kept_columns_ : ndarray of int
+        Columns that vary; the others are dropped with a warning.
+    threshold_ : float
+        Combined score above which a row is called anomalous.
+    classes_, n_features_in_, feature_names_in_
+        As in every detector. Labels given to ``fit`` name the classes only.
+
+    References
+    ----------
+    Han, Hu, Huang, Jiang, Zhao: ADBench, NeurIPS 2022, for the tables on
+    which the members were compared. Fisher: Statistical Methods for Research
+    Workers, 1932.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anomaly.ensemble import EnsembleDetector
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(300, 3))
+    >>> detector = EnsembleDetector(contamination=0.01, random_state=0).fit(X)
+    >>> detector.predict([[0.0, 0.0, 0.0], [9.0, -9.0, 0.0]])
+    array([0, 1])
+    >>> detector.explain([[0.0, 0.0, 9.0]]).round(1).abs().to_dict("records")
+    [{'x0': 0.0, 'x1': 0.0, 'x2': 6.0}]
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "mode": [StrOptions({"full", "light"})],
+        "contamination": [Interval(Real, 0.0, 0.5, closed="right")],
+        "max_reference": [Interval(Integral, 10, None, closed="left")],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        mode: Literal["full", "light"] = "full",
+        *,
+        contamination: float = 0.05,
+        max_reference: int = 10_000,
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.mode = mode
+        self.contamination = contamination
+        self.max_reference = max_reference
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True  # it does not learn from labels
+        return tags
+
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
+        """Learn what is usual from the rows of a table.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Finite numbers. A few per cent of anomalies do no harm.
+        y : array-like of shape (n_samples,), optional
+            Names the two classes; not learnt from.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        DataError
+            If no column varies.
+        """
+        self._validate_params()
+        table = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        anomalous = self._encode_labels(y, len(table))
+        if anomalous is not None and anomalous.all():
+            raise DataError("y gives every row the class of anomalies, so nothing shows the usual")
+        random = check_random_state(self.random_state)
+        reference = _draw(table, self.max_reference, random)
+        self._fit_scale(reference)
+        rows = self._scale(reference)
+        self._models = _make_members(self.mode, rows.shape[1], random)
+        fitted = Parallel(n_jobs=self.n_jobs, prefer="threads")(
+            delayed(model.fit)(rows) for model in self._models
+        )
+        self.members_ = [name for model in self._models for name in model.names]
+        self._tails = [_Tail(column) for column in np.column_stack(fitted).T]
+        combined = self._combine(np.column_stack(fitted))
+        self.threshold_ = float(np.quantile(combined, 1.0 - self.contamination))
+        return self
+
+    def decision_function(self, X: ArrayLike) -> Floats:
+        """Combined score minus ``threshold_``; above 0 is an anomaly.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            In natural logarithms: one more is a tail probability e times
+            smaller, averaged over the members.
+        """
+        check_is_fitted(self)
+        return self._score(validate_data(self, X, dtype=np.float64, reset=False))
+
+    def member_scores(self, X: ArrayLike) -> pd.DataFrame:
+        """Negative logarithm of each member's tail probability.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        DataFrame of shape (n_samples, n_members)
+            The mean of a row, minus ``threshold_``, is its `decision_function`.
+        """
+        check_is_fitted(self)
+        table = validate_data(self, X, dtype=np.float64, reset=False)
+        return pd.DataFrame(self._surprise(self._raw(table)), columns=self.members_)
+
+    def explain(self, X: ArrayLike) -> pd.DataFrame:
+        """Which columns make a row unusual.
+
+        Each value in turn is replaced by the median of its column; what the
+        score loses is that column's share. Shares of columns that only
+        together are unusual do not add up to the score.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        DataFrame of shape (n_samples, n_features)
+            Loss of score per column, larger for more suspicious values; 0 for
+            columns that were constant in training. Negative where the median
+            would be stranger than the value.
+        """
+        check_is_fitted(self)
+        table = validate_data(self, X, dtype=np.float64, reset=False)
+        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(table.shape[1])])
+        losses = np.zeros(table.shape)
+        score = self._score(table)
+        for column in self.kept_columns_:
+            usual = table.copy()
+            usual[:, column] = self._median[self.kept_columns_ == column]
+            losses[:, column] = score - self._score(usual)
+        return pd.DataFrame(losses, columns=list(names))
+
+    def _fit_scale(self, reference: Floats) -> None:
+        """Robust centre and span of the columns that vary."""
+        low, median, high = np.quantile(reference, [0.05, 0.5, 0.95], axis=0)
+        span = high - low
+        largest = np.maximum(np.abs(reference).max(axis=0), np.finfo(float).tiny)
+        span = np.where(span > 0, span, 3.29 * largest * (reference / largest).std(axis=0))
+        varies = (reference.min(axis=0) < reference.max(axis=0)) & (span > 0) & np.isfinite(span)
+        if not varies.any():
+            raise DataError("no column of X varies, so no row can be unusual")
+        if not varies.all():
+            constant = np.flatnonzero(~varies)
+            shown = ", ".join(map(str, constant[:5])) + (" …" if len(constant) > 5 else "")
+            warnings.warn(
+                f"{len(constant)} constant columns are left out: {shown}",
+                UserWarning,
+                stacklevel=3,
+            )
+        self.kept_columns_ = np.flatnonzero(varies)
+        self._median, self._span = median[varies], span[varies]
+
+    def _scale(self, table: Floats) -> Floats:
+        with np.errstate(over="ignore"):  # clipped like any other large value
+            scaled = (table[:, self.kept_columns_] - self._median) / self._span
+        return np.clip(scaled, -10.0, 10.0)
+
+    def _raw(self, table: Floats) -> Floats:
+        """Every member's own score, by blocks of rows on the threads."""
+
+        def score(part: slice) -> Floats:
+            rows = self._scale(table[part])
+            return np.column_stack([model.score(rows) for model in self._models])
+
+        parts = Parallel(n_jobs=self.n_jobs, prefer="threads")(
+            delayed(score)(part) for part in _blocks(len(table), 16 * _BLOCK)
+        )
+        return np.concatenate(parts)
+
+    def _surprise(self, raw: Floats) -> Floats:
+        return np.column_stack(
+            [tail.surprise(column) for tail, column in zip(self._tails, raw.T, strict=True)]
+        )
+
+    def _combine(self, raw: Floats) -> Floats:
+        return np.asarray(self._surprise(raw).mean(axis=1))
+
+    def _score(self, table: Floats) -> Floats:
+        return self._combine(self._raw(table)) - self.threshold_
+
+
+class _Member(Protocol):
+    """One view: ``fit`` returns the training rows' scores as if they were new."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def fit(self, rows: Floats) -> Floats: ...
+
+    def score(self, rows: Floats) -> Floats: ...
+
+
+def _make_members(mode: str, n_columns: int, random: np.random.RandomState) -> list[_Member]:
+    forest_seed, covariance_seed = random.randint(2**31 - 1, size=2)
+    wide = n_columns > WIDE
+    if mode == "light":
+        return (
+            [_Covariance()] if wide else [_Forest(forest_seed), _RobustCovariance(covariance_seed)]
+        )
+    if wide:
+        return [_Neighbours({"neighbours_1": 0.01}), _Covariance()]
+    return [
+        _Neighbours({"neighbours_1": 0.01, "neighbours_10": 0.1}),
+        _Forest(forest_seed),
+        _Histogram(),
+        _RobustCovariance(covariance_seed),
+        _Covariance(),
+    ]
+
+
+def _draw(table: Floats, size: int, random: np.random.RandomState) -> Floats:
+    if len(table) <= size:
+        return table
+    return table[np.sort(random.choice(len(table), size, replace=False))]
+
+
+def _blocks(n_rows: int, size: int) -> Iterator[slice]:
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
+
+
+class _Tail:
+    """Mid-rank tail probability against training scores, as its negative logarithm."""
+
+    def __init__(self, training: Floats) -> None:
+        self._sorted = np.sort(training)
+        spread = self._sorted[-1] - np.median(training)
+        self._spread = spread if spread > 0 else 1.0
+
+    def surprise(self, scores: Floats) -> Floats:
+        n = len(self._sorted)
+        below = np.searchsorted(self._sorted, scores, side="left")
+        until = np.searchsorted(self._sorted, scores, side="right")
+        tail = (n - 0.5 * (below + until) + 0.5) / (n + 1)
+        beyond = np.maximum(scores - self._sorted[-1], 0.0) / self._spread
+        return np.log1p(beyond) - np.log(tail)
+
+
+class _Neighbours:
+    """Mean distance to the nearest shares of the reference rows.
+
+    A row equal to a reference row is taken to be that row and is not its own
+    neighbour. Distances come from one matrix product per block of fixed
+    height, padded if need be: the same operations for every row.
+    """
+
+    def __init__(self, shares: dict[str, float]) -> None:
+        self.names = tuple(shares)
+        self._shares = tuple(shares.values())
+
+    def fit(self, rows: Floats) -> Floats:
+        n, d = rows.shape
+        # Single precision is enough where many columns add up; the tolerance tells
+        # rounding from distance.
+        self._type = np.float32 if d > WIDE else np.float64
+        self._tolerance = 1e-5 if d > WIDE else 1e-12
+        self._counts = [min(max(round(share * n), 5), n - 1) for share in self._shares]
+        squares = np.square(rows).sum(axis=1)
+        self._right = np.column_stack([-2.0 * rows, squares, np.ones(n)]).T.astype(
+            self._type, order="C"
+        )
+        return self.score(rows)
+
+    def score(self, rows: Floats) -> Floats:
+        squares = np.square(rows).sum(axis=1)
+        left = np.column_stack([rows, np.ones(len(rows)), squares]).astype(self._type)
+        result = np.empty((len(rows), len(self._counts)))
+        padded = np.zeros((_BLOCK, left.shape[1]), dtype=self._type)
+        for part in _blocks(len(rows), _BLOCK):
+            size = part.stop - part.start
+            padded[:size] = left[part]
+            nearest = np.matmul(padded, self._right).astype(np.float32)[:size]
+            most = max(self._counts)
+            if most + 1 < nearest.shape[1]:
+                nearest.partition(most, axis=1)
+            near = nearest[:, : most + 1]
+            near[near <= self._tolerance * squares[part, None]] = 0.0
+            np.sqrt(near, out=near)
+            near.sort(axis=1)
+            result[part] = self._means(near)
+        return result
+
+    def _means(self, near: NDArray[np.float32]) -> Floats:
+        itself = (near[:, 0] == 0).astype(int)
+        total = np.cumsum(near, axis=1, dtype=np.float64)
+        rows = np.arange(len(near))
+        return np.column_stack(
+            [
+                (total[rows, count - 1 + itself] - np.where(itself, near[:, 0], 0.0)) / count
+                for count in self._counts
+            ]
+        )
+
+
+class _Forest:
+    names = ("forest",)
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def fit(self, rows: Floats) -> Floats:
+        self._forest = IsolationForest(
+            n_estimators=200, max_samples=min(1024, len(rows)), random_state=self._seed
+        ).fit(rows)
+        return self.score(rows)
+
+    def score(self, rows: Floats) -> Floats:
+        return -self._forest.score_samples(rows)[:, None]
+
+
+class _Histogram:
+    names = ("histogram",)
+    _bins = 10
+
+    def fit(self, rows: Floats) -> Floats:
+        self._low, high = rows.min(axis=0), rows.max(axis=0)
+        self._width = (high - self._low) / self._bins
+        self._width[self._width <= 0] = 1.0
+        counts = [np.bincount(column, minlength=self._bins + 2) for column in self._place(rows).T]
+        density = np.array(counts) / (len(rows) * self._width[:, None])
+        density[:, [0, -1]] = 0.0  # the bins outside
+        self._surprise = -np.log2(density + 0.1)
+        return self.score(rows)
+
+    def score(self, rows: Floats) -> Floats:
+        place = self._place(rows)
+        return self._surprise[np.arange(rows.shape[1]), place].sum(axis=1)[:, None]
+
+    def _place(self, rows: Floats) -> NDArray[np.int64]:
+        """Bin of each value from 1; 0 and one past the last lie outside."""
+        position = (rows - self._low) / self._width
+        inside = np.clip(position.astype(np.int64), 0, self._bins - 1) + 1
+        inside[position < 0] = 0
+        inside[position > self._bins * (1 + 1e-9)] = self._bins + 1
+        return inside
+
+
+class _Gaussian:
+    """Mahalanobis distance under a covariance shrunk towards a sphere (Ledoit and Wolf)."""
+
+    def __init__(self, rows: Floats) -> None:
+        covariance, _ = ledoit_wolf(rows)
+        self._centre = rows.mean(axis=0)
+        lower = np.linalg.cholesky(covariance)
+        self._turn = np.linalg.inv(lower).T.copy()
+
+    def distance(self, rows: Floats) -> Floats:
+        return np.asarray(
+            np.sqrt(np.square(_product(rows - self._centre, self._turn)).sum(axis=1))
+        )
+
+
+class _Covariance:
+    """Distance to all rows as one Gaussian; training rows are scored by folds without them."""
+
+    names = ("covariance",)
+
+    def fit(self, rows: Floats) -> Floats:
+        self._model = _Gaussian(rows)
+        n_folds = min(_FOLDS, len(rows))
+        scores = np.empty((len(rows), 1))
+        for fold in range(n_folds):
+            held_out = np.arange(len(rows)) % n_folds == fold
+            scores[held_out, 0] = _Gaussian(rows[~held_out]).distance(rows[held_out])
+        return scores
+
+    def score(self, rows: Floats) -> Floats:
+        return self._model.distance(rows)[:, None]
+
+
+class _RobustCovariance:
+    """Mahalanobis distance by the minimum covariance determinant.
+
+    Many columns, or few rows for them, are first turned into at most 30
+    whitened principal components.
+    """
+
+    names = ("robust_covariance",)
+    _rows = 2_000  # enough for 60 columns; more only cost time
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def fit(self, rows: Floats) -> Floats:
+        n, d = rows.shape
+        centre, turn = np.zeros(d), np.eye(d)
+        if d > 60 or n < 5 * d:
+            centre = rows.mean(axis=0)
+            turn = _whitening(rows - centre, min(30, d, max(n // 5, 1)))
+        random = check_random_state(self._seed)
+        sample = (_draw(rows, self._rows, random) - centre) @ turn
+        location, precision = _robust_estimate(sample, random)
+        values, directions = np.linalg.eigh(precision)
+        self._centre = centre
+        self._shift = location
+        self._turn = turn
+        self._root = directions * np.sqrt(np.maximum(values, 0.0))
+        return self.score(rows)
+
+    def score(self, rows: Floats) -> Floats:
+        turned = _product(rows - self._centre, self._turn) - self._shift
+        return np.sqrt(np.square(_product(turned, self._root)).sum(axis=1))[:, None]
+
+
+def _robust_estimate(sample: Floats, random: np.random.RandomState) -> tuple[Floats, Floats]:
+    """Location and inverse covariance of the tightest half of the rows."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it reports rank and convergence in passing
+            model = MinCovDet(random_state=random).fit(sample)
+        return model.location_, model.precision_
+    except ValueError:  # more than half of the rows are equal: all of them, shrunk, then
+        return sample.mean(axis=0), np.linalg.inv(ledoit_wolf(sample)[0])
+
+
+def _whitening(centred: Floats, n_components: int) -> Floats:
+    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    real = singular[:n_components] > 1e-8 * singular[0]
+    scale = np.sqrt(len(centred)) / singular[:n_components][real]
+    return directions[:n_components][real].T * scale
+
+
+def _product(rows: Floats, matrix: Floats) -> Floats:
+    """Matrix product in blocks of fixed height, so that a row's result ignores the others."""
+    result = np.empty((len(rows), matrix.shape[1]))
+    padded = np.zeros((_BLOCK, rows.shape[1]))
+    for part in _blocks(len(rows), _BLOCK):
+        size = part.stop - part.start
+        padded[:size] = rows[part]
+        result[part] = (padded @ matrix)[:size]
+    return result

@@ -21,6 +21,12 @@ import anomaly
 # Constructor arguments that make an estimator small enough to be checked, or
 # that it needs. Keep entries in alphabetical order.
 ARGUMENTS: dict[str, dict] = {
+    "BudgetDetector": {
+        "estimator": LogisticRegression(),
+        "false_alarm_rate": 0.4,
+        "calibration_size": 0.5,
+        "random_state": 0,
+    },
     "FewLabelsDetector": {"n_trees": 10},
     "MeanOfBestDetector": {
         "candidates": [("line", LogisticRegression()), ("bayes", GaussianNB())],

@@ -80,10 +80,14 @@ class OutlierClassifier(MetaEstimatorMixin, BaseDetector):
         rows = validate_data(self, X, dtype=np.float64)
         anomalous = self._encode_labels(y, len(rows))
         self.estimator_ = self._make_detector()
-        use_all = anomalous is None or self.fit_on == "all" or anomalous.all()
+        if anomalous is None:
+            anomalous = np.zeros(len(rows), dtype=bool)
+        use_all = self.fit_on == "all" or anomalous.all()
         self.estimator_.fit(rows if use_all else rows[~anomalous])
         self.threshold_ = 0.0
-        if anomalous is not None and anomalous.any() and not anomalous.all():
+        if anomalous.all():
+            self.threshold_ = float(-np.finfo(np.float64).max / 2)
+        elif anomalous.any():
             self.threshold_ = best_threshold(self._outlyingness(rows), anomalous)
         return self
 

@@ -23,13 +23,21 @@ from sklearn.pipeline import Pipeline
 
 import anomaly
 from anomaly.errors import DataError, ParameterError
+from anomaly.injection import OversampleClassifier
 from anomaly.tuning import progress as reporting
 from anomaly.tuning.families import effective_params, family
 from anomaly.tuning.folds import Folds, describe
 from anomaly.tuning.literals import public_path, to_literal
 from anomaly.tuning.log import LogReader, RunFolder
 from anomaly.tuning.scores import scorer
-from anomaly.tuning.units import OVERSAMPLE, Fit, Unit, candidate_classifier, make_units
+from anomaly.tuning.units import (
+    OVERSAMPLE,
+    Fit,
+    Unit,
+    candidate_classifier,
+    evaluate_unit,
+    make_units,
+)
 from anomaly.tuning.workers import LocalWorkers, Outcome, one_thread
 
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
@@ -146,7 +154,8 @@ def tune(
         None shows a bar on a terminal only; True also prints a line a minute
         elsewhere.
     oversampler : OversampleClassifier, optional
-        How to inject when the grid has ``oversample``.
+        How to inject when the grid has ``oversample``; by default uniformly,
+        with the categories that ``prepare`` names.
     train_scores : bool
         Also score, and log, the training half of every fold.
     refit : bool
@@ -199,6 +208,72 @@ def tune(
             evaluator.close(kill=True)
             raise
         return _result(evaluator, oversampler, refit)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a grid search would cost.
+
+    Attributes
+    ----------
+    n_candidates, n_distinct, n_fits, n_units : int
+        Candidates, those that differ in effect, their fits over all folds, and
+        the (staged) fits that are really made.
+    seconds : float
+        Expected time of one process, from a sample of the units.
+    """
+
+    n_candidates: int
+    n_distinct: int
+    n_fits: int
+    n_units: int
+    seconds: float
+
+
+def estimate(
+    classifier: Any,
+    grid: Grid,
+    X: Any,
+    y: ArrayLike,
+    *,
+    prepare: Any = None,
+    cv: Any = 5,
+    random_state: int | None = 0,
+    oversampler: Any = None,
+    budget_s: float = 3.0,
+) -> Estimate:
+    """Estimate the cost of a grid search by running a random sample of its units.
+
+    Parameters
+    ----------
+    classifier, grid, X, y, prepare, cv, random_state, oversampler
+        As for `tune`.
+    budget_s : float
+        Seconds after which no further unit is begun.
+
+    Returns
+    -------
+    Estimate
+    """
+    model = family(classifier).make() if isinstance(classifier, str) else classifier
+    model = seeded(model, random_state)
+    data = Folds(X, y, prepare=prepare, cv=cv, random_state=random_state)
+    evaluator = Evaluator(data, model, list_candidates(model, grid), oversampler=oversampler)
+    distinct, n_folds = evaluator.distinct, evaluator.n_folds
+    fits = [Fit(candidate.params, {"test": str(candidate.number)}) for candidate in distinct]
+    units = make_units(data, model, 0, fits, evaluator._oversamplers)
+    took: list[float] = []
+    with one_thread():
+        for number in np.random.default_rng(0).permutation(len(units)):
+            begun = time.perf_counter()
+            evaluate_unit(data, units[number])
+            took.append(time.perf_counter() - begun)
+            if sum(took) > budget_s:
+                break
+    n_units = len(units) * n_folds
+    seconds = float(np.mean(took)) * n_units
+    counts = len(evaluator.candidates), len(distinct), len(distinct) * n_folds
+    return Estimate(*counts, n_units, seconds)
 
 
 def seeded(classifier: Any, random_state: int | None) -> Any:
@@ -467,9 +542,10 @@ def _oversamplers(candidates: Iterable[Candidate], prototype: Any, data: Folds) 
     if factors == {1}:
         return found
     if prototype is None:
-        raise ParameterError(
-            f"a grid with {OVERSAMPLE!r} needs oversampler=, "
-            "e.g. anomaly.injection.OversampleClassifier()"
+        prototype = OversampleClassifier(
+            None,
+            categorical=getattr(data.prepare, "categorical", None),
+            random_state=data.random_state,
         )
     for factor in factors:
         found[factor] = clone(prototype).set_params(oversample=factor)

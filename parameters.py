@@ -1,0 +1,356 @@
+"""Tune classifiers from the command line, on this machine or on a server.
+
+    python parameters.py --data dimensions --classifier adaboost --classifier rbf_svc
+
+Every finished fit is in the log of the run before the next one begins, so a
+run that is stopped or killed continues where it was with ``--resume``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import detector
+
+from anomaly.errors import AnomalyError, ParameterError
+from anomaly.files import write_aside
+from anomaly.tuning import RunFolder, TuningResult, estimate, family
+from anomaly.tuning.grids import Grids, grids_from_text, grids_to_text, load_grids
+from anomaly.tuning.progress import clock
+from anomaly.tuning.scores import SCORINGS
+from anomaly.tuning.searches import SEARCHES
+from anomaly.tuning.workers import interrupt_on_terminate
+
+GRIDS = Path(__file__).resolve().parent / "params"
+FOLDER = "params"
+CLASSIFIERS = ["adaboost", "rbf_svc", "random_forest", "xgboost", "kernel_density"]
+
+EPILOG = """\
+examples:
+  python parameters.py
+      tune five families on the bundled sizes of people, cars and motorcycles
+  python parameters.py --classifier adaboost --grid original --dry-run
+      how many fits, and how long, before starting
+  python parameters.py --data table.csv --label faulty --classifier knn --n-jobs 4 --run faults
+      a table of your own; the log is params/faults.out
+  python parameters.py --resume faults
+      continue after a stop or a crash; start it twice to work with two processes
+  python parameters.py --classifier sklearn.naive_bayes.GaussianNB --grid mine.toml
+      any classifier by its import path, with a table ["sklearn.naive_bayes.GaussianNB"]
+  python parameters.py merge faults
+      join the logs of all processes and hosts into params/faults.out
+"""
+
+# What defines a run. --resume takes all of it from the run itself.
+DEFAULTS: dict[str, Any] = {
+    "data": "dimensions",
+    "catalogue": None,
+    "label": None,
+    "separator": None,
+    "decimal": ".",
+    "inject": None,
+    "strategy": "uniform",
+    "classifier": None,
+    "grid": "small",
+    "cv": 5,
+    "seed": 0,
+    "scoring": "f1",
+    "search": "grid",
+    "trials": None,
+    "train_scores": False,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``python parameters.py``."""
+    parser = argparse.ArgumentParser(
+        prog="parameters.py",
+        description="Search the best parameters of classifiers by cross-validation, with a log "
+        "that survives any crash.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="NAME|FILE", help="catalogue entry, CSV file, or -")
+    data.add_argument("--catalogue", metavar="FILE", help="catalogue of data sets (TOML)")
+    data.add_argument("--label", help="column of a CSV file that holds the labels")
+    data.add_argument("--separator", help="of a CSV file; found by itself when not given")
+    data.add_argument("--decimal", help="decimal mark of a CSV file (default .)")
+    data.add_argument(
+        "--inject", type=int, metavar="N", help="anomalies to inject (1000 if there are none)"
+    )
+    data.add_argument("--strategy", help="of the injection (default uniform)")
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--classifier", action="append", metavar="NAME", help="family or import path; repeat"
+    )
+    search.add_argument(
+        "--grid", metavar="NAME|FILE", help="small (default), original, or a TOML file"
+    )
+    search.add_argument("--search", choices=list(SEARCHES), help="way through the grid")
+    search.add_argument("--trials", type=int, metavar="N", help="of --search optuna")
+    search.add_argument("--cv", type=int, metavar="K", help="folds (default 5)")
+    search.add_argument("--scoring", choices=list(SCORINGS), help="what to maximise (default f1)")
+    search.add_argument("--seed", type=int, help="of injection, split and fits (default 0)")
+    search.add_argument("--train-scores", action="store_true", help="log the training halves, too")
+    run = parser.add_argument_group("run")
+    run.add_argument("--run", metavar="NAME", help="name of the run (default: data and time)")
+    run.add_argument("--resume", metavar="RUN", help="continue a run")
+    run.add_argument("--n-jobs", type=int, default=1, metavar="N", help="processes; -1 for all")
+    run.add_argument("--folder", default=FOLDER, help=f"folder of runs (default {FOLDER})")
+    run.add_argument("--dry-run", action="store_true", default=False, help="only count and time")
+    return parser
+
+
+def build_merge_parser() -> argparse.ArgumentParser:
+    """The command line of ``python parameters.py merge``."""
+    parser = argparse.ArgumentParser(
+        prog="parameters.py merge",
+        description="Join the logs that the processes and hosts of a run have written.",
+        epilog="example: python parameters.py merge faults",
+    )
+    parser.add_argument("run", nargs="?", help="name of the run (default: every run)")
+    parser.add_argument("--folder", default=FOLDER, help=f"folder of runs (default {FOLDER})")
+    return parser
+
+
+def tune(arguments: argparse.Namespace) -> int:
+    """Load, inject, split, and tune every classifier of the run."""
+    job, folder = plan(arguments)
+    rows = load(job)
+    grids = grids_from_text(job["grids"])
+    if arguments.dry_run:
+        show_estimates(job, rows, grids, arguments.n_jobs)
+        return 0
+    if folder is None:
+        folder = begin_run(arguments, job)
+    with write_aside(folder.path / "manifest.json") as file:
+        file.write(rows.manifest.to_json())
+    before = interrupt_on_terminate()
+    try:
+        results = [
+            (name, tune_one(name, grids[name], job, rows, folder, arguments.n_jobs))
+            for name in job["classifier"]
+        ]
+    except KeyboardInterrupt:
+        say_how_to_continue(arguments, folder)
+        return 130
+    finally:
+        restore_terminate(before)
+    finish(folder, results, job)
+    return 0
+
+
+def plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], RunFolder | None]:
+    """What to do: from the command line, or from the run that is continued."""
+    given = {name: getattr(arguments, name) for name in DEFAULTS if hasattr(arguments, name)}
+    if not hasattr(arguments, "resume"):
+        job = DEFAULTS | given
+        job["classifier"] = list(dict.fromkeys(job["classifier"] or CLASSIFIERS))
+        job["grids"] = grids_to_text(choose_grids(job["grid"], job["classifier"]))
+        return job, None
+    if given or hasattr(arguments, "run"):
+        options = ", ".join("--" + name.replace("_", "-") for name in given) or "--run"
+        raise ParameterError(f"--resume takes everything from the run; leave out {options}")
+    folder = existing_run(arguments.folder, arguments.resume)
+    job = folder.plan().get("job")
+    if not isinstance(job, dict):
+        raise ParameterError(f"run {folder.name!r} has no plan in {folder.path / 'run.json'}")
+    return DEFAULTS | job, folder
+
+
+def choose_grids(named: str, classifiers: Sequence[str]) -> Grids:
+    """Grids of the chosen classifiers from a bundled or a user's file."""
+    path = GRIDS / f"{named}.toml"
+    grids = load_grids(path if path.exists() and os.sep not in named else named)
+    for name in classifiers:
+        family(name)
+        if name not in grids:
+            raise ParameterError(
+                f"grid {named!r} has no table [{name}]; it has {', '.join(grids)}"
+            )
+    return {name: grids[name] for name in classifiers}
+
+
+def load(job: Mapping[str, Any]) -> detector.Detector:
+    """The rows of a job: loaded, injected, split."""
+    rows = detector.load(argparse.Namespace(**job))
+    wanted = job["inject"]
+    if wanted is None and not rows.frame["odd"].any():
+        wanted = 1000
+    if wanted:
+        rows.inject(wanted, job["strategy"])
+    return rows.format(job["seed"])
+
+
+def begin_run(arguments: argparse.Namespace, job: dict[str, Any]) -> RunFolder:
+    """Make the folder of a new run and store its plan."""
+    stem = Path(job["data"]).name.partition(".")[0].strip("-") or "stdin"
+    name = getattr(arguments, "run", f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    path = Path(arguments.folder) / name
+    if (path / "run.json").exists() or path.with_name(f"{name}.out").exists():
+        raise ParameterError(
+            f"run {name!r} exists; continue it with --resume {name} or choose another --run"
+        )
+    folder = RunFolder(path)
+    folder.note(job=job)
+    print(f"run {folder.name}: {folder.path}", file=sys.stderr)
+    return folder
+
+
+def existing_run(folder: str, name: str) -> RunFolder:
+    """The folder of a run that was begun before."""
+    path = Path(folder) / name
+    if not (path / "run.json").exists():
+        known = sorted(p.parent.name for p in Path(folder).glob("*/run.json"))
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it holds {', '.join(known) or 'none'}"
+        raise ParameterError(f"there is no run {name!r} in {folder}; {hint}")
+    return RunFolder(path)
+
+
+def tune_one(
+    name: str,
+    grid: list[dict[str, list[Any]]],
+    job: Mapping[str, Any],
+    rows: detector.Detector,
+    folder: RunFolder,
+    n_jobs: int,
+) -> TuningResult:
+    """Tune one classifier of the run."""
+    rows.tune_parameters(
+        family(name).make(),
+        grid,
+        cv=job["cv"],
+        n_jobs=n_jobs,
+        scoring=job["scoring"],
+        search=job["search"],
+        search_options={} if job["trials"] is None else {"n_trials": job["trials"]},
+        train_scores=job["train_scores"],
+        random_state=job["seed"],
+        log=folder,
+        progress=True,
+        refit=False,
+    )
+    return rows.tuning
+
+
+def finish(
+    folder: RunFolder, results: Sequence[tuple[str, TuningResult]], job: Mapping[str, Any]
+) -> None:
+    """Merge, and say what was found and what comes next."""
+    report = folder.merge()
+    answer = {
+        name: {"params": repr(result.best_params_), "score": result.best_score_}
+        for name, result in results
+    }
+    folder.note(answer=answer)
+    show_results(results, job["scoring"])
+    stem = report.path.with_suffix("")
+    print(report)
+    print("next:")
+    print(f"  python beautify.py {report.path}")
+    for estimator in dict.fromkeys(estimator_names(job["classifier"])):
+        print(f"  python process_output.py {stem}.scores.csv {stem}.params.{estimator}.csv")
+
+
+def estimator_names(classifiers: Sequence[str]) -> list[str]:
+    """Class names under which the tables of a run are filed."""
+    return [type(family(name).make()).__name__ for name in classifiers]
+
+
+def show_results(results: Sequence[tuple[str, TuningResult]], scoring: str) -> None:
+    """Print the best of every classifier, best first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("classifier", scoring, "fits", "from the log", "best parameters")
+    for name, result in sorted(results, key=lambda pair: -pair[1].best_score_):
+        counts = str(result.n_fits_), str(result.n_resumed_)
+        table.add_row(name, f"{result.best_score_:.4f}", *counts, str(result.best_params_))
+    Console().print(table)
+
+
+def show_estimates(
+    job: Mapping[str, Any], rows: detector.Detector, grids: Grids, n_jobs: int
+) -> None:
+    """Print candidates, fits and expected time of a grid search."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ("classifier", "candidates", "distinct", "fits", "staged fits", "time, 1 process")
+    table, total = Table(*names), 0.0
+    for name, grid in grids.items():
+        cost = estimate(
+            family(name).make(),
+            grid,
+            rows.xtrain,
+            rows.ytrain.to_numpy().astype(int),
+            prepare=rows.encoder(),
+            cv=job["cv"],
+            random_state=job["seed"],
+        )
+        counts = cost.n_candidates, cost.n_distinct, cost.n_fits, cost.n_units
+        table.add_row(name, *(f"{n:,}" for n in counts), clock(cost.seconds))
+        total += cost.seconds
+    Console().print(table)
+    processes = os.cpu_count() or 1 if n_jobs == -1 else n_jobs
+    print(
+        f"about {clock(total / processes)} with {processes} process(es), by a sample of the fits"
+    )
+
+
+def say_how_to_continue(arguments: argparse.Namespace, folder: RunFolder) -> None:
+    """After Ctrl-C: where the fits are, and the command to go on."""
+    more = "" if arguments.folder == FOLDER else f" --folder {arguments.folder}"
+    jobs = "" if arguments.n_jobs == 1 else f" --n-jobs {arguments.n_jobs}"
+    print(
+        f"\ninterrupted; every finished fit is in {folder.path}. To continue:\n"
+        f"  python parameters.py --resume {folder.name}{jobs}{more}",
+        file=sys.stderr,
+    )
+
+
+def restore_terminate(handler: Any) -> None:
+    """Set back what SIGTERM did before."""
+    import signal
+
+    signal.signal(signal.SIGTERM, handler)
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    """Merge one run, or all of a folder."""
+    names = [arguments.run] if arguments.run else []
+    names = names or sorted(p.parent.name for p in Path(arguments.folder).glob("*/run.json"))
+    if not names:
+        raise ParameterError(f"there are no runs in {arguments.folder}")
+    for name in names:
+        print(existing_run(arguments.folder, name).merge())
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; user errors are one sentence and exit code 2."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    name = "parameters.py"
+    try:
+        if given[:1] == ["merge"]:
+            return merge(build_merge_parser().parse_args(given[1:]))
+        return tune(build_parser().parse_args(given))
+    except (AnomalyError, OSError, json.JSONDecodeError) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())
+    sys.exit(main())

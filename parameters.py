@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import detector
-
 from anomaly.errors import AnomalyError, ParameterError
 from anomaly.files import write_aside
 from anomaly.tuning import RunFolder, TuningResult, estimate, family
@@ -162,10 +161,10 @@ def plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], RunFolder | Non
         options = ", ".join("--" + name.replace("_", "-") for name in given) or "--run"
         raise ParameterError(f"--resume takes everything from the run; leave out {options}")
     folder = existing_run(arguments.folder, arguments.resume)
-    job = folder.plan().get("job")
-    if not isinstance(job, dict):
+    stored = folder.plan().get("job")
+    if not isinstance(stored, dict):
         raise ParameterError(f"run {folder.name!r} has no plan in {folder.path / 'run.json'}")
-    return DEFAULTS | job, folder
+    return DEFAULTS | stored, folder
 
 
 def choose_grids(named: str, classifiers: Sequence[str]) -> Grids:

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from anomaly.tuning.units import (
     candidate_classifier,
     evaluate_unit,
     make_units,
+    staged_by,
 )
 from anomaly.tuning.workers import LocalWorkers, Outcome, one_thread
 
@@ -53,7 +54,7 @@ class Candidate:
     Attributes
     ----------
     number : int
-        Place in the grid.
+        Place among all candidates.
     params : dict
     text : str
         Its effective parameters as a literal; candidates of the same text are
@@ -63,6 +64,26 @@ class Candidate:
     number: int
     params: dict[str, Any]
     text: str
+
+
+@dataclass(frozen=True)
+class Space:
+    """All candidates of a classifier.
+
+    Attributes
+    ----------
+    classifier : estimator
+    grids : list of mapping
+    candidates : list of Candidate
+        In the order of scikit-learn's `ParameterGrid`.
+    distinct : list of Candidate
+        The first of each set of equivalent ones.
+    """
+
+    classifier: Any
+    grids: list[Mapping[str, Sequence[Any]]]
+    candidates: list[Candidate]
+    distinct: list[Candidate]
 
 
 @dataclass
@@ -155,7 +176,7 @@ def tune(
         elsewhere.
     oversampler : OversampleClassifier, optional
         How to inject when the grid has ``oversample``; by default uniformly,
-        with the categories that ``prepare`` names.
+        with the categories that ``prepare`` names or those that are no numbers.
     train_scores : bool
         Also score, and log, the training half of every fold.
     refit : bool
@@ -187,12 +208,11 @@ def tune(
     model = seeded(
         family(classifier).make() if isinstance(classifier, str) else classifier, random_state
     )
-    candidates = list_candidates(model, grid)
+    space = make_space(model, grid)
     data = Folds(X, y, prepare=prepare, cv=cv, random_state=random_state)
     evaluator = Evaluator(
         data,
-        model,
-        candidates,
+        space,
         scoring=scoring,
         n_jobs=n_jobs,
         log=log,
@@ -258,7 +278,7 @@ def estimate(
     model = family(classifier).make() if isinstance(classifier, str) else classifier
     model = seeded(model, random_state)
     data = Folds(X, y, prepare=prepare, cv=cv, random_state=random_state)
-    evaluator = Evaluator(data, model, list_candidates(model, grid), oversampler=oversampler)
+    evaluator = Evaluator(data, make_space(model, grid), oversampler=oversampler)
     distinct, n_folds = evaluator.distinct, evaluator.n_folds
     fits = [Fit(candidate.params, {"test": str(candidate.number)}) for candidate in distinct]
     units = make_units(data, model, 0, fits, evaluator._oversamplers)
@@ -272,7 +292,7 @@ def estimate(
                 break
     n_units = len(units) * n_folds
     seconds = float(np.mean(took)) * n_units
-    counts = len(evaluator.candidates), len(distinct), len(distinct) * n_folds
+    counts = len(evaluator.space.candidates), len(distinct), len(distinct) * n_folds
     return Estimate(*counts, n_units, seconds)
 
 
@@ -284,8 +304,8 @@ def seeded(classifier: Any, random_state: int | None) -> Any:
     return copy
 
 
-def list_candidates(classifier: Any, grid: Grid) -> list[Candidate]:
-    """All candidates of a grid, in the order of scikit-learn's `ParameterGrid`.
+def make_space(classifier: Any, grid: Grid) -> Space:
+    """All candidates of a grid.
 
     Raises
     ------
@@ -298,10 +318,15 @@ def list_candidates(classifier: Any, grid: Grid) -> list[Candidate]:
     except (TypeError, ValueError) as error:
         raise ParameterError(f"grid: {error}") from None
     _check_names(classifier, combinations)
-    return [
+    candidates = [
         Candidate(number, params, to_literal(effective_params(classifier, params)))
         for number, params in enumerate(combinations)
     ]
+    first: dict[str, Candidate] = {}
+    for candidate in candidates:
+        first.setdefault(candidate.text, candidate)
+    grids = [grid] if isinstance(grid, Mapping) else list(grid)
+    return Space(classifier, grids, candidates, list(first.values()))
 
 
 def _check_names(classifier: Any, combinations: Iterable[Mapping[str, Any]]) -> None:
@@ -336,18 +361,17 @@ class Evaluator:
 
     Attributes
     ----------
-    candidates : list of Candidate
-        The whole grid.
+    data : Folds
+    space : Space
     distinct : list of Candidate
-        The first of each set of equivalent ones.
+        Those of the space that differ in effect.
     n_folds : int
     """
 
     def __init__(
         self,
         data: Folds,
-        classifier: Any,
-        candidates: Sequence[Candidate],
+        space: Space,
         *,
         scoring: str = "f1",
         n_jobs: int = 1,
@@ -357,22 +381,19 @@ class Evaluator:
         reporter: reporting.Progress | None = None,
     ) -> None:
         self.data = data
-        self.classifier = classifier
-        self.candidates = list(candidates)
-        first: dict[str, Candidate] = {}
-        for candidate in candidates:
-            first.setdefault(candidate.text, candidate)
-        self.distinct = list(first.values())
+        self.space = space
+        self.classifier = space.classifier
+        self.distinct = space.distinct
         self.n_folds = len(data)
         self._score = scorer(scoring)
         self._splits = ("test", "train") if train_scores else ("test",)
-        self._oversamplers = _oversamplers(candidates, oversampler, data)
+        self._oversamplers = _oversamplers(space.candidates, oversampler, data)
         self._folder = log if isinstance(log, RunFolder) or log is None else RunFolder(log)
         self._plan = self._make_plan()
         self._prefix = json.dumps(self._plan, sort_keys=True)
         self._reader = None if self._folder is None else LogReader(self._folder)
         if self._folder is not None:
-            self._folder.agree(_plan_name(classifier), self._plan)
+            self._folder.agree(_plan_name(self.classifier), self._plan)
         self._workers = LocalWorkers(data, self._folder, _n_processes(n_jobs))
         self._reporter = reporter or reporting.Silent()
         self._scores: dict[str, dict[str, Any]] = {}
@@ -419,6 +440,26 @@ class Evaluator:
     def is_evaluated(self, candidate: Candidate, fold: int) -> bool:
         """Whether a candidate has been scored on a fold with all rows."""
         return self._key(candidate, fold, "test", None) in self._scores
+
+    def n_anomalies(self, fold: int) -> int:
+        """Anomalies in the test half of a fold."""
+        return int(
+            np.count_nonzero(self.data.y[self.data.splits[fold][1]] == self.data.classes[1])
+        )
+
+    def staged_names(self, grid: Mapping[str, Sequence[Any]]) -> set[str]:
+        """Parameters of one grid that staged fits answer for."""
+        n_train = len(self.data.train_rows(0))
+        smallest = next(iter(ParameterGrid(grid)))
+        parameter = staged_by(self.classifier, smallest, n_train)
+        return set() if parameter is None else {parameter}
+
+    def by_grid(self) -> Iterator[tuple[int, Candidate]]:
+        """Every candidate with the number of its grid, equivalents included."""
+        candidates = iter(self.space.candidates)
+        for number, grid in enumerate(self.space.grids):
+            for _ in range(len(ParameterGrid(grid))):
+                yield number, next(candidates)
 
     def close(self, kill: bool = False) -> None:
         """Stop workers and progress."""
@@ -543,13 +584,19 @@ def _oversamplers(candidates: Iterable[Candidate], prototype: Any, data: Folds) 
         return found
     if prototype is None:
         prototype = OversampleClassifier(
-            None,
-            categorical=getattr(data.prepare, "categorical", None),
-            random_state=data.random_state,
+            None, categorical=_categories(data), random_state=data.random_state
         )
-    for factor in factors:
+    for factor in factors - {1}:
         found[factor] = clone(prototype).set_params(oversample=factor)
     return found
+
+
+def _categories(data: Folds) -> list[Any] | None:
+    named = getattr(data.prepare, "categorical", None)
+    if isinstance(named, str) or named is None:
+        X = data.X
+        named = list(X.select_dtypes(exclude="number")) if isinstance(X, pd.DataFrame) else None
+    return None if named is None else list(named)
 
 
 def _result(evaluator: Evaluator, oversampler: Any, refit: bool) -> TuningResult:
@@ -564,7 +611,7 @@ def _result(evaluator: Evaluator, oversampler: Any, refit: bool) -> TuningResult
         best_params_=params,
         best_score_=float(best["mean_score"]),
         table=table,
-        n_candidates_=len(evaluator.candidates),
+        n_candidates_=len(evaluator.space.candidates),
         n_distinct_=len(evaluator.distinct),
         n_fits_=evaluator._done,
         n_resumed_=evaluator.n_resumed,
@@ -574,7 +621,7 @@ def _result(evaluator: Evaluator, oversampler: Any, refit: bool) -> TuningResult
 def _table(evaluator: Evaluator) -> pd.DataFrame:
     folds = range(evaluator.n_folds)
     rows = []
-    for candidate in evaluator.candidates:
+    for candidate in evaluator.space.candidates:
         known = [f for f in folds if evaluator.is_evaluated(candidate, f)]
         if not known:
             continue

@@ -142,7 +142,7 @@ def make_units(
     n_train = len(data.train_rows(fold, samples))
     for fit in fits:
         factor = fit.params.get(OVERSAMPLE, 1)
-        parameter = _staged_by(classifier, fit.params, n_train)
+        parameter = staged_by(classifier, fit.params, n_train)
         if parameter is None:
             one = (fit,)
             units.append(
@@ -175,7 +175,8 @@ def can_join(first: Unit, other: Unit) -> bool:
     )
 
 
-def _staged_by(classifier: Any, params: dict[str, Any], n_train: int) -> str | None:
+def staged_by(classifier: Any, params: dict[str, Any], n_train: int) -> str | None:
+    """Parameter of a candidate that a staged fit can answer for, or None."""
     try:
         parameter = staged_parameter(candidate_classifier(classifier, params), n_train)
     except (ValueError, TypeError):

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from numbers import Real
 from typing import Any, ClassVar, Self, cast
 
@@ -231,122 +232,161 @@ def _seed(random_state: RandomState) -> int:
 # ---------------------------------------------------------------- tables
 
 
-@dataclass
 class _Table:
-    """Normal rows, split into numbers and categories, with their groups."""
+    """Normal rows, split into numbers and categories, and what is known of them."""
 
-    numbers: pd.DataFrame
-    categories: pd.DataFrame
-    rng: np.random.Generator
-    values: Floats = field(init=False)
-    group: NDArray[np.int64] = field(init=False)
+    def __init__(self, numbers: pd.DataFrame, categories: pd.DataFrame) -> None:
+        self.numbers, self.categories = numbers, categories
+        self.values: Floats = numbers.to_numpy(dtype=np.float64)
 
-    def __post_init__(self) -> None:
-        self.values = self.numbers.to_numpy(dtype=np.float64)
-        self.group = _groups(self.categories)
+    def pick(self, rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+        return rng.integers(len(self.values), size=n)
 
-    def pick(self, n: int) -> NDArray[np.int64]:
-        return self.rng.integers(len(self.values), size=n)
+    def same(self, picked: NDArray[np.int64]) -> pd.DataFrame:
+        return self.categories.iloc[picked].reset_index(drop=True)
 
+    @cached_property
+    def distinct(self) -> dict[Any, pd.Series]:
+        found = {c: self.categories[c].drop_duplicates() for c in self.categories.columns}
+        return {c: values.reset_index(drop=True) for c, values in found.items()}
+
+    @cached_property
     def box(self) -> tuple[Floats, Floats]:
         return np.nanmin(self.values, axis=0), np.nanmax(self.values, axis=0)
 
+    @cached_property
+    def whole(self) -> NDArray[np.bool_]:
+        whole = np.isnan(self.values) | (self.values == np.rint(self.values))
+        return np.asarray(whole.all(axis=0))
+
+    @cached_property
+    def group(self) -> NDArray[np.int64]:
+        """The group of each row: the rows with the same categories, numbered as they come."""
+        names = list(self.categories.columns)
+        if not names:
+            return np.zeros(len(self.values), dtype=np.int64)
+        groups = self.categories.groupby(names, dropna=False, sort=False, observed=True)
+        return np.asarray(groups.ngroup(), dtype=np.int64)
+
+    def group_of(self, categories: pd.DataFrame) -> NDArray[np.int64]:
+        """The group of each new row, -1 where its categories never met before."""
+        names = list(self.categories.columns)
+        if not names:
+            return np.zeros(len(categories), dtype=np.int64)
+        first = np.unique(self.group, return_index=True)[1]
+        known = self.categories.iloc[first].assign(**{_GROUP: np.arange(len(first))})
+        found = categories.merge(known, how="left", on=names)[_GROUP]
+        return np.asarray(found.fillna(-1), dtype=np.int64)
+
+    @cached_property
+    def scale(self) -> Floats:
+        return robust_scale(self.values)
+
+    @cached_property
     def group_scales(self) -> Floats:
-        """Return the robust scale of every column within every group."""
-        return np.array(
-            [robust_scale(self.values[self.group == g]) for g in range(self.group.max() + 1)]
-        )
+        """The robust scale of every column within every group; last, over all rows."""
+        return np.array([*(robust_scale(rows) for rows in self._members), self.scale])
+
+    @cached_property
+    def group_medians(self) -> Floats:
+        """The median of every column within every group; last, over all rows."""
+        overall = np.nanmedian(self.values, axis=0)
+        return np.array([*(_medians(rows, overall) for rows in self._members), overall])
+
+    @cached_property
+    def _members(self) -> list[Floats]:
+        order = np.argsort(self.group, kind="stable")
+        ends = np.cumsum(np.bincount(self.group))[:-1]
+        return np.split(self.values[order], ends)
 
 
 Drawn = tuple[Floats, pd.DataFrame]
+_GROUP = "number of the group"
 
 
-def _groups(categories: pd.DataFrame) -> NDArray[np.int64]:
-    if not categories.shape[1]:
-        return np.zeros(len(categories), dtype=np.int64)
-    by = list(categories.columns)
-    return np.asarray(categories.groupby(by, dropna=False, sort=False).ngroup(), dtype=np.int64)
+def _medians(rows: Floats, otherwise: Floats) -> Floats:
+    filled = [column[~np.isnan(column)] for column in rows.T]
+    return np.array(
+        [np.median(c) if len(c) else o for c, o in zip(filled, otherwise, strict=True)]
+    )
 
 
-def _uniform(table: _Table, n: int) -> Drawn:
-    low, high = table.box()
-    values = low + (high - low) * table.rng.random((n, len(low)))
-    return values, _any_categories(table, n)
+def _uniform(table: _Table, rng: np.random.Generator, n: int) -> Drawn:
+    low, high = table.box
+    values = low + (high - low) * rng.random((n, len(low)))
+    return values, _any_categories(table, rng, n)
 
 
-def _any_categories(table: _Table, n: int) -> pd.DataFrame:
-    drawn = {}
-    for name in table.categories.columns:
-        distinct = table.categories[name].drop_duplicates()
-        drawn[name] = distinct.iloc[table.rng.integers(len(distinct), size=n)].array
+def _any_categories(table: _Table, rng: np.random.Generator, n: int) -> pd.DataFrame:
+    drawn = {
+        name: values.iloc[rng.integers(len(values), size=n)].array
+        for name, values in table.distinct.items()
+    }
     return pd.DataFrame(drawn, index=range(n))
 
 
-def _class_swap(table: _Table, n: int) -> Drawn:
-    distinct = {c: table.categories[c].drop_duplicates() for c in table.categories.columns}
-    swappable = [c for c, values in distinct.items() if len(values) > 1]
+def _class_swap(table: _Table, rng: np.random.Generator, n: int) -> Drawn:
+    swappable = [c for c, values in table.distinct.items() if len(values) > 1]
     if not swappable:
         raise ParameterError(
             "strategy 'class_swap' needs a categorical column with two values or more"
         )
-    picked = table.pick(n)
-    categories = table.categories.iloc[picked].reset_index(drop=True)
-    chosen = table.rng.integers(len(swappable), size=n)
+    picked = table.pick(rng, n)
+    categories = table.same(picked)
+    chosen = rng.integers(len(swappable), size=n)
     for position, name in enumerate(swappable):
         at = np.flatnonzero(chosen == position)
-        values = distinct[name].reset_index(drop=True)
+        values = table.distinct[name]
         codes = pd.Index(values).get_indexer_for(categories[name].iloc[at])
-        others = (codes + table.rng.integers(1, len(values), size=len(at))) % len(values)
+        others = (codes + rng.integers(1, len(values), size=len(at))) % len(values)
         categories.loc[at, name] = values.iloc[others].array
     return table.values[picked], categories
 
 
-def _marginal_shuffle(table: _Table, n: int) -> Drawn:
-    values = np.column_stack([column[table.pick(n)] for column in table.values.T])
-    drawn = {c: table.categories[c].iloc[table.pick(n)].array for c in table.categories.columns}
+def _marginal_shuffle(table: _Table, rng: np.random.Generator, n: int) -> Drawn:
+    values = np.column_stack([column[table.pick(rng, n)] for column in table.values.T])
+    drawn = {
+        c: table.categories[c].iloc[table.pick(rng, n)].array for c in table.categories.columns
+    }
     return values, pd.DataFrame(drawn, index=range(n))
 
 
-def _local_noise(table: _Table, n: int, strength: float = 3.0) -> Drawn:
-    picked = table.pick(n)
-    direction = table.rng.standard_normal((n, table.values.shape[1]))
+def _local_noise(table: _Table, rng: np.random.Generator, n: int, strength: float = 3.0) -> Drawn:
+    picked = table.pick(rng, n)
+    direction = rng.standard_normal((n, table.values.shape[1]))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    scales = table.group_scales()[table.group[picked]]
-    return table.values[picked] + strength * scales * direction, _same(table, picked)
+    scales = table.group_scales[table.group[picked]]
+    return table.values[picked] + strength * scales * direction, table.same(picked)
 
 
-def _same(table: _Table, picked: NDArray[np.int64]) -> pd.DataFrame:
-    return table.categories.iloc[picked].reset_index(drop=True)
-
-
-def _scaling(table: _Table, n: int, factor: float = 2.0) -> Drawn:
+def _scaling(table: _Table, rng: np.random.Generator, n: int, factor: float = 2.0) -> Drawn:
     if not factor > 0 or factor == 1:
         raise ParameterError(f"factor must be positive and not 1, got {factor!r}")
-    picked = table.pick(n)
+    picked = table.pick(rng, n)
     values = table.values[picked]
-    column = table.rng.integers(values.shape[1], size=n)
-    values[np.arange(n), column] *= np.where(table.rng.random(n) < 0.5, factor, 1 / factor)
-    return values, _same(table, picked)
+    column = rng.integers(values.shape[1], size=n)
+    values[np.arange(n), column] *= np.where(rng.random(n) < 0.5, factor, 1 / factor)
+    return values, table.same(picked)
 
 
-def _cluster(table: _Table, n: int, tightness: float = 0.1) -> Drawn:
-    low, high = table.box()
-    centre = low + (high - low) * table.rng.random(len(low))
-    model = table.pick(1)
-    scales = table.group_scales()[table.group[model]]
-    values = centre + tightness * scales * table.rng.standard_normal((n, len(low)))
-    return values, _same(table, np.repeat(model, n))
+def _cluster(table: _Table, rng: np.random.Generator, n: int, tightness: float = 0.1) -> Drawn:
+    low, high = table.box
+    centre = low + (high - low) * rng.random(len(low))
+    model = table.pick(rng, 1)
+    scales = table.group_scales[table.group[model]]
+    values = centre + tightness * scales * rng.standard_normal((n, len(low)))
+    return values, table.same(np.repeat(model, n))
 
 
-def _extreme(table: _Table, n: int, strength: float = 5.0) -> Drawn:
-    picked = table.pick(n)
+def _extreme(table: _Table, rng: np.random.Generator, n: int, strength: float = 5.0) -> Drawn:
+    picked = table.pick(rng, n)
     values = table.values[picked]
-    column = table.rng.integers(values.shape[1], size=n)
-    distance = robust_scale(table.values)[column] * table.rng.uniform(1, strength, size=n)
-    low, high = table.box()
-    above = table.rng.random(n) < 0.5
+    column = rng.integers(values.shape[1], size=n)
+    distance = table.scale[column] * rng.uniform(1, strength, size=n)
+    low, high = table.box
+    above = rng.random(n) < 0.5
     values[np.arange(n), column] = np.where(above, high[column] + distance, low[column] - distance)
-    return values, _same(table, picked)
+    return values, table.same(picked)
 
 
 _STRATEGIES: dict[str, Callable[..., Drawn]] = {
@@ -456,10 +496,11 @@ def inject(
     if options and len(shares) != 1:
         raise ParameterError(f"{', '.join(options)}: only for one strategy, got {list(shares)}")
     seeds = [seed] if len(shares) == 1 else _children(seed, len(shares))
+    table = _Table(numbers, categories)
     parts, entries, start = [], [], 0
     for (name, size), own in zip(shares.items(), seeds, strict=True):
-        table = _Table(numbers, categories, np.random.default_rng(own))
-        rows = _draw(table, name, size, options)[list(frame.columns)]
+        rng = np.random.default_rng(own)
+        rows = _draw(table, rng, name, size, options)[list(frame.columns)]
         magnitude = _row_magnitudes(table, rows)
         entry = Injection(
             type=name,
@@ -532,13 +573,14 @@ def _children(seed: int, n: int) -> list[int]:
     return [int(state) for state in np.random.SeedSequence(seed).generate_state(n)]
 
 
-def _draw(table: _Table, name: str, n: int, options: Mapping[str, float]) -> pd.DataFrame:
+def _draw(
+    table: _Table, rng: np.random.Generator, name: str, n: int, options: Mapping[str, float]
+) -> pd.DataFrame:
     try:
-        values, categories = _STRATEGIES[name](table, n, **options)
+        values, categories = _STRATEGIES[name](table, rng, n, **options)
     except TypeError as error:
         raise ParameterError(f"strategy {name!r} takes no such option: {error}") from error
-    whole = (np.isnan(table.values) | (table.values == np.rint(table.values))).all(axis=0)
-    values = np.where(whole, np.rint(values), values)
+    values = np.where(table.whole, np.rint(values), values)
     drawn = pd.DataFrame(values, columns=table.numbers.columns)
     for column in categories.columns:
         drawn[column] = categories[column].astype(table.categories[column].dtype)
@@ -547,22 +589,10 @@ def _draw(table: _Table, name: str, n: int, options: Mapping[str, float]) -> pd.
 
 def _row_magnitudes(table: _Table, rows: pd.DataFrame) -> Floats:
     """Measure how far each new row lies from the rows of the same categories."""
+    group = table.group_of(rows[list(table.categories.columns)])
     values = rows[list(table.numbers.columns)].to_numpy()
-    names = list(table.categories.columns)
-    centre = np.tile(np.nanmedian(table.values, axis=0), (len(values), 1))
-    scale = np.tile(robust_scale(table.values), (len(values), 1))
-    if names:
-        both = pd.concat([table.categories, rows[names]], ignore_index=True)
-        group = _groups(both)
-        known, new = group[: len(table.values)], group[len(table.values) :]
-        for g in np.intersect1d(known, new):
-            members = table.values[known == g]
-            filled = ~np.isnan(members).all(axis=0)
-            own = np.ix_(np.flatnonzero(new == g), np.flatnonzero(filled))
-            centre[own] = np.nanmedian(members[:, filled], axis=0)
-            scale[own] = robust_scale(members[:, filled])
-    distance = np.abs(values - centre) / scale
-    return np.max(distance, axis=1, initial=0.0, where=~np.isnan(distance))
+    distance = np.abs(values - table.group_medians[group]) / table.group_scales[group]
+    return cast(Floats, np.max(distance, axis=1, initial=0.0, where=~np.isnan(distance)))
 
 
 # ---------------------------------------------------------------- series

@@ -43,8 +43,13 @@ BUNDLED = Path(__file__).resolve().parent.parent / "datasets" / "catalogue.toml"
 SAMPLE_ROWS = 1000
 CHUNK_ROWS = 200_000
 
+Floats = NDArray[np.float64]
+
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)|nan", re.I)
 _BLANKS = " \u00a0\u202f\u2009"
+_TRUTH = dict.fromkeys(("True", "TRUE", "true"), 1.0) | dict.fromkeys(
+    ("False", "FALSE", "false"), 0.0
+)
 _TRUE = {"1", "1.0", "true", "yes", "anomaly", "anomalous"}
 _FALSE = {"0", "0.0", "false", "no", "normal"}
 _FILTERS = {
@@ -300,7 +305,8 @@ def read_csv(
     categorical : sequence of str, optional
         Columns of text, by their name in the frame. When not given, a column is
         text if more than half of its filled cells among the first 1000 records
-        are no numbers. Every other column must hold numbers.
+        are no numbers. Every other column must hold numbers; true and
+        false are 1 and 0.
     units : mapping of str to float, optional
         Factor for a column of the frame, e.g. ``{"length": 25.4}`` for inches to mm.
     class_column : str, optional
@@ -536,13 +542,10 @@ def _frame_names(
 def _is_text(sample: list[list[str]], index: int, options: _Options) -> bool:
     cells = [row[index].strip() for row in sample if index < len(row)]
     filled = [cell for cell in cells if cell not in MISSING_CELLS]
-    # A decimal mark that was not announced makes a wrong number, not a text.
-    numbers = [
-        cell
-        for cell in filled
-        if any(_number(cell, d, options.thousands) is not None for d in ".,")
-    ]
-    return 2 * len(numbers) < len(filled)
+    # A mark that was not announced makes a wrong number, not a text.
+    marks = [(decimal, thousands) for decimal in ".," for thousands in (options.thousands, " ")]
+    numbers = sum(any(_number(cell, *pair) is not None for pair in marks) for cell in filled)
+    return 2 * numbers < len(filled)
 
 
 def _number(cell: str, decimal: str, thousands: str | None) -> float | None:
@@ -557,7 +560,7 @@ def _number(cell: str, decimal: str, thousands: str | None) -> float | None:
         if "." in text:
             return None
         text = text.replace(decimal, ".")
-    return float(text) if _NUMBER.fullmatch(text) else None
+    return float(text) if _NUMBER.fullmatch(text) else _TRUTH.get(text)
 
 
 def _read(layout: _Layout) -> pd.DataFrame:
@@ -578,21 +581,20 @@ def _read_fast(layout: _Layout) -> pd.DataFrame:
     The unused columns are parsed all the same: a row with too many cells is then
     an error instead of a shift.
     """
-    kinds = {**dict.fromkeys(layout.numbers, "float64"), **dict.fromkeys(layout.texts, "category")}
+    # Pandas reads thousands marks inexactly, so such numbers come as text, too.
+    plain = set() if layout.thousands else set(layout.numbers)
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in layout.used}
     codes: dict[str, dict[str, int]] = {name: {} for name in layout.texts}
-    thousands = " " if layout.thousands is not None and layout.thousands in _BLANKS else None
     with layout.source.open() as raw:
         blocks = pd.read_csv(
             raw,
             sep=layout.separator,
             decimal=layout.decimal,
-            thousands=thousands or layout.thousands,
             encoding=layout.encoding,
             names=layout.header,
             header=0,
             index_col=False,
-            dtype={**dict.fromkeys(set(layout.header) - set(kinds), "category"), **kinds},
+            dtype={name: "float64" if name in plain else "object" for name in layout.header},
             na_values=list(MISSING_CELLS),
             keep_default_na=False,
             skipinitialspace=True,
@@ -601,19 +603,31 @@ def _read_fast(layout: _Layout) -> pd.DataFrame:
         )
         for block in blocks:
             for name in layout.numbers:
-                parts[name].append(block[name].to_numpy())
+                cells = block[name]
+                parts[name].append(cells.to_numpy() if name in plain else _decode(cells, layout))
             for name in layout.texts:
                 parts[name].append(_recode(block[name], codes[name]))
     return _table(layout, parts, codes)
 
 
-def _recode(cells: pd.Series, codes: dict[str, int]) -> NDArray[np.int32]:
+def _decode(cells: pd.Series, layout: _Layout) -> Floats:
+    """Turn a block of written numbers into numbers, each distinct writing once."""
+    codes, texts = pd.factorize(cells)
+    values = [_number(text, layout.decimal, layout.thousands) for text in texts]
+    if None in values:
+        raise ValueError("not a number")
+    return np.array([*values, np.nan], dtype=np.float64)[codes]
+
+
+def _recode(cells: pd.Series, numbers: dict[str, int]) -> NDArray[np.int32]:
     """Number the texts of a block in the order of the whole file; -1 is missing."""
-    stripped = [str(text).strip() for text in cells.cat.categories]
-    numbers = [
-        -1 if text in MISSING_CELLS else codes.setdefault(text, len(codes)) for text in stripped
+    codes, texts = pd.factorize(cells)
+    stripped = [text.strip() for text in texts]
+    known = [
+        -1 if text in MISSING_CELLS else numbers.setdefault(text, len(numbers))
+        for text in stripped
     ]
-    return np.array([*numbers, -1], dtype=np.int32)[cells.cat.codes.to_numpy()]
+    return np.array([*known, -1], dtype=np.int32)[codes]
 
 
 def _read_rows(layout: _Layout) -> pd.DataFrame:

@@ -7,26 +7,44 @@ lets a random score look excellent (Kim et al., AAAI 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from anomaly.errors import DataError, ParameterError
+from anomaly.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
+    "INJECTED_NOTE",
     "Affiliation",
     "Delay",
     "RangeScore",
     "affiliation",
     "detection_delay",
+    "evaluate",
+    "evaluate_series",
     "range_precision_recall",
     "ranges_of",
     "vus_pr",
 ]
 
 Bias = Literal["flat", "front", "middle", "back"]
+Floats = NDArray[np.float64]
+
+RANDOM = "random score"
+
+INJECTED_NOTE = (
+    "Scores on injected anomalies say how well those are found; they say little about real "
+    "anomalies (over 43 public tables F1 on injected labels correlates 0.04 to 0.11 with the "
+    "AUROC on real ones)."
+)
 
 
 class RangeScore(NamedTuple):
@@ -427,3 +445,355 @@ def _zone_recall(
     right = np.append(inside[:, 0], np.inf)[after]
     distance = np.maximum(0.0, np.minimum(points - left, right - points))
     return float(_farther_share(points, points, distance, zone).mean())
+
+
+# ------------------------------------------------------------------- reports
+
+
+def evaluate(
+    labels: ArrayLike,
+    scores: ArrayLike | Mapping[str, ArrayLike],
+    *,
+    predicted: ArrayLike | None = None,
+    types: ArrayLike | None = None,
+    injected: bool = False,
+    k: Sequence[int] = (10, 100),
+    n_bootstrap: int = 1000,
+    random_state: int = 0,
+    title: str = "Evaluation",
+) -> Report:
+    """How well scores rank the anomalies of a table, beside what chance would do.
+
+    Parameters
+    ----------
+    labels : array-like of bool or 0/1 of shape (n,)
+        True where the row is an anomaly; both kinds are needed.
+    scores : array-like of shape (n,), or mapping of name to such
+        Larger is more anomalous.
+    predicted : array-like of bool or 0/1 of shape (n,), optional
+        Decisions; adds how many of each type were flagged.
+    types : array-like of str of shape (n,), optional
+        What kind of anomaly, or of normal row, each row is.
+    injected : bool, default=False
+        The anomalies were made, not observed: a note says what that means.
+    k : sequence of int, default=(10, 100)
+        Lengths of the top of the list; those longer than the table are left out.
+    n_bootstrap : int, default=1000
+        Tables drawn with replacement for the 95 % intervals, normal rows and
+        anomalies apart; and random scores drawn for the row of chance.
+    random_state : int, default=0
+    title : str
+
+    Returns
+    -------
+    Report
+        Tables ``Ranking`` (area under the ROC curve and average precision,
+        each with ``low`` and ``high``), ``Top of the list``, and ``By type``;
+        figures of both curves and of the types.
+
+    Raises
+    ------
+    DataError
+        If lengths differ, a score is NaN, or one kind of row is missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anomaly.evaluation import evaluate
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.arange(500) < 25
+    >>> report = evaluate(labels, rng.normal(size=500) + 2 * labels)
+    >>> report.tables["Ranking"].round(2)[["AUROC", "AP", "AP low", "AP high"]]
+                  AUROC    AP  AP low  AP high
+    score          0.93  0.54    0.38     0.73
+    random score   0.50  0.06    0.04     0.11
+    """
+    named = _named_scores(labels, scores)
+    truth = _flags(labels, "labels")
+    tables = {
+        "Ranking": _ranking(truth, named, _stratified_draws, n_bootstrap, random_state),
+        "Top of the list": _top(truth, named, [n for n in k if n <= len(truth)]),
+    }
+    figures: dict[str, Callable[[Figure], None]] = {
+        "Curves": lambda figure: _draw_curves(figure, truth, named)
+    }
+    if types is not None:
+        flags = None if predicted is None else _flags(predicted, "predicted")
+        by_type = _by_type(truth, named, np.asarray(types).astype(str), flags)
+        tables["By type"] = by_type
+        figures["By type"] = lambda figure: _draw_types(figure, by_type)
+    return Report(title, tables, [INJECTED_NOTE] if injected else [], figures)
+
+
+def evaluate_series(
+    labels: ArrayLike,
+    scores: ArrayLike | Mapping[str, ArrayLike],
+    *,
+    threshold: float = 0.5,
+    max_buffer: int | None = None,
+    n_bootstrap: int = 200,
+    random_state: int = 0,
+    title: str = "Evaluation",
+) -> Report:
+    """How well scores find the labelled ranges of a series, beside what chance would do.
+
+    Parameters
+    ----------
+    labels : array-like of bool or 0/1 of shape (n,)
+    scores : array-like of shape (n,), or mapping of name to such
+        Larger is more anomalous.
+    threshold : float, default=0.5
+        A larger score is an alarm. The random score raises as many alarms as
+        the first of ``scores``.
+    max_buffer : int, optional
+        As in `vus_pr`.
+    n_bootstrap : int, default=200
+        Series drawn for the intervals, as blocks of successive points, because
+        neighbouring points are not independent.
+    random_state : int, default=0
+    title : str
+
+    Returns
+    -------
+    Report
+        Tables ``Ranking`` (point by point), ``Ranges`` (range-based precision
+        and recall, VUS-PR, affiliation) and ``Delay``; figures of the curves
+        and of the scores over time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anomaly.evaluation import evaluate_series
+    >>> labels = np.zeros(400, dtype=int)
+    >>> labels[100:120] = labels[300:310] = 1
+    >>> scores = np.random.default_rng(0).random(400) * 0.6
+    >>> scores[105:112] = scores[303] = 0.9
+    >>> report = evaluate_series(labels, scores)
+    >>> report.tables["Delay"]
+                  found  of  mean delay  median delay
+    score             2   2         1.5           1.5
+    random score      2   2         5.0           5.0
+    """
+    named = _named_scores(labels, scores)
+    truth = _flags(labels, "labels")
+    alarms = {name: values > threshold for name, values in named.items()}
+    chance = np.random.default_rng(random_state).random(len(truth))
+    named_and_random = {**named, RANDOM: chance}
+    alarms[RANDOM] = chance < next(iter(alarms.values())).mean()
+    ranges = pd.DataFrame.from_dict(
+        {
+            name: _range_measures(truth, values, alarms[name], max_buffer)
+            for name, values in named_and_random.items()
+        },
+        orient="index",
+    )
+    delays = {name: detection_delay(truth, flags) for name, flags in alarms.items()}
+    columns = ["found", "of", "mean delay", "median delay"]
+    return Report(
+        title,
+        {
+            "Ranking": _ranking(truth, named, _block_draws, n_bootstrap, random_state),
+            "Ranges": ranges,
+            "Delay": pd.DataFrame.from_dict(delays, orient="index", columns=columns),
+        },
+        ["Delays are in points of the series. No point adjustment is applied."],
+        {
+            "Curves": lambda figure: _draw_curves(figure, truth, named),
+            "Scores over time": lambda figure: _draw_scores(figure, truth, named, threshold),
+        },
+    )
+
+
+def _named_scores(
+    labels: ArrayLike, scores: ArrayLike | Mapping[str, ArrayLike]
+) -> dict[str, Floats]:
+    given = scores if isinstance(scores, Mapping) else {"score": scores}
+    named = {str(name): _truth_and_scores(labels, values)[1] for name, values in given.items()}
+    if not named:
+        raise DataError("scores holds no score")
+    if np.asarray(labels).astype(bool).all():
+        raise DataError("labels holds no normal row, so nothing can be ranked")
+    return named
+
+
+def _stratified_draws(truth: NDArray[np.bool_], n_draws: int, seed: int) -> Iterator[Floats]:
+    """How often each row occurs in tables drawn with replacement, kinds apart."""
+    rng = np.random.default_rng(seed)
+    kinds = [np.flatnonzero(truth), np.flatnonzero(~truth)]
+    for _ in range(n_draws):
+        drawn = np.concatenate([rng.choice(rows, len(rows)) for rows in kinds])
+        yield np.bincount(drawn, minlength=len(truth)).astype(float)
+
+
+def _block_draws(truth: NDArray[np.bool_], n_draws: int, seed: int) -> Iterator[Floats]:
+    """The same for blocks of successive points; draws without both kinds are left out."""
+    rng = np.random.default_rng(seed)
+    n_blocks = min(len(truth), max(20, math.isqrt(len(truth))))
+    block = np.arange(len(truth)) * n_blocks // len(truth)
+    for _ in range(n_draws):
+        counts = np.bincount(rng.integers(0, n_blocks, n_blocks), minlength=n_blocks)
+        weights = counts[block].astype(float)
+        if weights[truth].any() and weights[~truth].any():
+            yield weights
+
+
+class _Curve:
+    """Both curves of one score, under any weights of the rows."""
+
+    def __init__(self, truth: NDArray[np.bool_], scores: Floats) -> None:
+        self._order = np.argsort(-scores, kind="stable")
+        ordered = scores[self._order]
+        self._last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+        self._truth = truth[self._order]
+
+    def counts(self, weights: Floats | None = None) -> tuple[Floats, Floats]:
+        """True and false alarms at each threshold, from the highest down."""
+        ordered = np.ones(len(self._truth)) if weights is None else weights[self._order]
+        hits = np.cumsum(ordered * self._truth)[self._last]
+        return hits, np.cumsum(ordered)[self._last] - hits
+
+    def areas(self, weights: Floats | None = None) -> tuple[float, float]:
+        """Area under the ROC curve, and average precision."""
+        hits, false_alarms = self.counts(weights)
+        recall = np.append(0.0, hits / hits[-1])
+        fall_out = np.append(0.0, false_alarms / false_alarms[-1])
+        precision = hits / np.maximum(hits + false_alarms, 1e-300)
+        return float(np.trapezoid(recall, fall_out)), float(np.diff(recall) @ precision)
+
+
+def _ranking(
+    truth: NDArray[np.bool_],
+    named: Mapping[str, Floats],
+    draw: Callable[[NDArray[np.bool_], int, int], Iterator[Floats]],
+    n_draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Areas and their intervals; the same draws for every score, so rows compare."""
+    rows = {}
+    for name, scores in named.items():
+        curve = _Curve(truth, scores)
+        spread = [curve.areas(weights) for weights in draw(truth, n_draws, seed)]
+        rows[name] = _with_interval(curve.areas(), np.array(spread or [(np.nan, np.nan)]))
+    rng = np.random.default_rng(seed)
+    chance = np.array(
+        [_Curve(truth, rng.random(len(truth))).areas() for _ in range(min(n_draws, 200) + 1)]
+    )
+    rows[RANDOM] = _with_interval(tuple(chance.mean(axis=0)), chance)
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _with_interval(areas: tuple[float, ...], spread: Floats) -> dict[str, float]:
+    low, high = np.quantile(spread, [0.025, 0.975], axis=0)
+    row = {}
+    for i, measure in enumerate(("AUROC", "AP")):
+        row[measure] = float(areas[i])
+        row[f"{measure} low"], row[f"{measure} high"] = float(low[i]), float(high[i])
+    return row
+
+
+def _top(truth: NDArray[np.bool_], named: Mapping[str, Floats], k: list[int]) -> pd.DataFrame:
+    """Precision among the k highest scores; ties count with their share."""
+    rows = {}
+    for name, scores in named.items():
+        hits, false_alarms = _Curve(truth, scores).counts()
+        flagged = np.append(0.0, hits + false_alarms)
+        found = np.interp(k, flagged, np.append(0.0, hits))
+        rows[name] = {f"precision at {n}": f / n for n, f in zip(k, found, strict=True)}
+        rows[name] |= {f"found at {n}": f / hits[-1] for n, f in zip(k, found, strict=True)}
+    rows[RANDOM] = {f"precision at {n}": truth.mean() for n in k}
+    rows[RANDOM] |= {f"found at {n}": n / len(truth) for n in k}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _by_type(
+    truth: NDArray[np.bool_],
+    named: Mapping[str, Floats],
+    types: NDArray[Any],
+    flags: NDArray[np.bool_] | None,
+) -> pd.DataFrame:
+    """Each type of anomaly against all normal rows; types of normal rows are counted."""
+    if len(types) != len(truth):
+        raise DataError(f"labels has {len(truth)} values, types has {len(types)}")
+    if flags is not None and len(flags) != len(truth):
+        raise DataError(f"labels has {len(truth)} values, predicted has {len(flags)}")
+    rows = []
+    for kind in np.unique(types):
+        own = types == kind
+        row: dict[str, Any] = {"type": kind, "rows": int(own.sum())}
+        if flags is not None:
+            row["flagged"] = float(flags[own].mean())
+        chosen = (own & truth) | ~truth
+        for name, scores in named.items():
+            some = (own & truth).any()
+            curve = _Curve(truth[chosen], scores[chosen]) if some else None
+            suffix = "" if len(named) == 1 else f" {name}"
+            areas = curve.areas() if curve else (np.nan, np.nan)
+            row[f"AUROC{suffix}"], row[f"AP{suffix}"] = areas
+        share = (own & truth).sum() / chosen.sum()
+        row["AP of chance"] = float(share) if share else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("type")
+
+
+def _range_measures(
+    truth: NDArray[np.bool_], scores: Floats, alarms: NDArray[np.bool_], max_buffer: int | None
+) -> dict[str, float]:
+    by_range = range_precision_recall(truth, alarms)
+    near = affiliation(truth, alarms)
+    return {
+        "precision": by_range.precision,
+        "recall": by_range.recall,
+        "F1": by_range.f1,
+        "VUS-PR": vus_pr(truth, scores, max_buffer=max_buffer),
+        "affiliation precision": near.precision,
+        "affiliation recall": near.recall,
+    }
+
+
+def _draw_curves(figure: Figure, truth: NDArray[np.bool_], named: Mapping[str, Floats]) -> None:
+    roc, pr = figure.subplots(1, 2)
+    for name, scores in named.items():
+        curve = _Curve(truth, scores)
+        hits, false_alarms = curve.counts()
+        auroc, precision = curve.areas()
+        recall = hits / hits[-1]
+        roc.plot(
+            np.append(0, false_alarms / false_alarms[-1]),
+            np.append(0, recall),
+            label=f"{name}: {auroc:.3f}",
+        )
+        pr.step(
+            recall, hits / (hits + false_alarms), where="pre", label=f"{name}: {precision:.3f}"
+        )
+    roc.plot([0, 1], [0, 1], "--", color="grey", label=f"{RANDOM}: 0.500")
+    pr.axhline(truth.mean(), ls="--", color="grey", label=f"{RANDOM}: {truth.mean():.3f}")
+    roc.set(xlabel="normal rows flagged", ylabel="anomalies flagged", title="ROC")
+    pr.set(xlabel="anomalies flagged (recall)", ylabel="precision", title="Precision and recall")
+    pr.set_ylim(-0.02, 1.02)
+    for axes in (roc, pr):
+        axes.legend(loc="best", fontsize="small")
+
+
+def _draw_types(figure: Figure, by_type: pd.DataFrame) -> None:
+    axes = figure.subplots()
+    areas = by_type.filter(like="AUROC").dropna(how="all")
+    height = 0.8 / max(areas.shape[1], 1)
+    for i, column in enumerate(areas):
+        axes.barh(np.arange(len(areas)) + i * height, areas[column], height, label=str(column))
+    axes.set_yticks(np.arange(len(areas)) + 0.4 - height / 2, [str(kind) for kind in areas.index])
+    axes.axvline(0.5, ls="--", color="grey", label=RANDOM)
+    axes.set(xlabel="AUROC against all normal rows", xlim=(0, 1))
+    axes.legend(loc="best", fontsize="small")
+
+
+def _draw_scores(
+    figure: Figure, truth: NDArray[np.bool_], named: Mapping[str, Floats], threshold: float
+) -> None:
+    axes = figure.subplots()
+    for name, scores in named.items():
+        axes.plot(scores, lw=0.8, label=name)
+    for start, stop in ranges_of(truth):
+        axes.axvspan(start, stop, color="#E69F00", alpha=0.3, lw=0)
+    axes.axhline(threshold, ls="--", color="grey", label="threshold")
+    axes.set(xlabel="point", ylabel="score")
+    axes.legend(loc="best", fontsize="small")

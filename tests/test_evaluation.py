@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly.errors import DataError, ParameterError
 from anomaly.evaluation import (
+    _Curve,
     affiliation,
     detection_delay,
+    evaluate,
+    evaluate_series,
     range_precision_recall,
     ranges_of,
     vus_pr,
@@ -228,3 +233,128 @@ def test_bad_options_are_refused_by_name():
         range_precision_recall([1], [1], bias="up")
     with pytest.raises(ParameterError, match="max_buffer must be 0 or more, got -1"):
         vus_pr([1], [1], max_buffer=-1)
+
+
+# ------------------------------------------------------------------- reports
+
+
+def scored(n=300, seed=0, ties=False):
+    rng = np.random.default_rng(seed)
+    labels = rng.random(n) < 0.15
+    scores = rng.normal(size=n) + 1.5 * labels
+    return labels, np.round(scores) if ties else scores
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_areas_equal_scikit_learns_under_any_weights(ties):
+    labels, scores = scored(ties=ties)
+    weights = np.random.default_rng(1).integers(0, 4, len(labels)).astype(float)
+    for weight in (None, weights):
+        auroc, precision = _Curve(labels, scores).areas(weight)
+        assert auroc == pytest.approx(roc_auc_score(labels, scores, sample_weight=weight))
+        expected = average_precision_score(labels, scores, sample_weight=weight)
+        assert precision == pytest.approx(expected)
+
+
+def test_ranking_has_intervals_and_a_row_of_chance():
+    labels, scores = scored()
+    ranking = evaluate(labels, {"mine": scores, "worse": -scores}).tables["Ranking"]
+    assert list(ranking.index) == ["mine", "worse", "random score"]
+    assert (ranking["AUROC low"] < ranking["AUROC"]).all()
+    assert (ranking["AUROC"] < ranking["AUROC high"]).all()
+    assert ranking.loc["random score", "AUROC"] == pytest.approx(0.5, abs=0.02)
+    assert ranking.loc["random score", "AP"] == pytest.approx(labels.mean(), abs=0.03)
+
+
+def test_bootstrap_intervals_cover_the_truth():
+    # Two normal distributions 1.5 apart: the area is Phi(1.5 / sqrt 2) = 0.8556.
+    covered = 0
+    for seed in range(60):
+        ranking = evaluate(*scored(200, seed), n_bootstrap=200).tables["Ranking"].loc["score"]
+        covered += ranking["AUROC low"] <= 0.8556 <= ranking["AUROC high"]
+    assert covered >= 50
+
+
+def test_precision_at_k_shares_out_ties():
+    labels = np.array([1, 0, 1, 0, 0, 0])
+    top = evaluate(labels, [3, 2, 2, 2, 1, 0], k=(1, 2, 4, 99)).tables["Top of the list"]
+    assert list(top.columns) == [
+        *(f"precision at {k}" for k in (1, 2, 4)),
+        *(f"found at {k}" for k in (1, 2, 4)),
+    ]
+    assert top.loc["score"].tolist() == pytest.approx([1, (1 + 1 / 3) / 2, 0.5, 0.5, 2 / 3, 1])
+    assert top.loc["random score"].tolist() == pytest.approx([1 / 3] * 3 + [1 / 6, 1 / 3, 2 / 3])
+
+
+def test_types_are_judged_against_all_normal_rows():
+    labels, scores = scored()
+    types = np.where(labels, np.where(np.arange(300) % 2, "odd", "even"), "record")
+    table = evaluate(labels, scores, predicted=scores > 1, types=types).tables["By type"]
+    chosen = (types == "odd") | ~labels
+    expected = roc_auc_score(labels[chosen], scores[chosen])
+    assert table.loc["odd", "AUROC"] == pytest.approx(expected)
+    assert table.loc["odd", "flagged"] == pytest.approx((scores[types == "odd"] > 1).mean())
+    assert np.isnan(table.loc["record", "AUROC"])
+    assert table["rows"].sum() == 300
+
+
+def test_injected_labels_are_named_for_what_they_are():
+    labels, scores = scored()
+    assert evaluate(labels, scores).notes == []
+    assert "say little about real anomalies" in evaluate(labels, scores, injected=True).notes[0]
+
+
+def series():
+    labels = np.zeros(600, dtype=bool)
+    labels[100:130] = labels[400:410] = True
+    scores = np.random.default_rng(0).random(600) * 0.6
+    scores[105:112] = scores[403] = 0.9
+    return labels, scores
+
+
+def test_series_tables_repeat_the_measures():
+    labels, scores = series()
+    report = evaluate_series(labels, scores, threshold=0.7, max_buffer=10)
+    ranges = report.tables["Ranges"].loc["score"]
+    alarms = scores > 0.7
+    assert ranges["recall"] == range_precision_recall(labels, alarms).recall
+    assert ranges["VUS-PR"] == vus_pr(labels, scores, max_buffer=10)
+    assert ranges["affiliation precision"] == affiliation(labels, alarms).precision
+    assert report.tables["Delay"].loc["score"].tolist() == [2, 2, 4.0, 4.0]
+    assert "random score" in report.tables["Ranges"].index
+    ranking = report.tables["Ranking"].loc["score"]
+    assert ranking["AUROC low"] < ranking["AUROC"] < ranking["AUROC high"]
+
+
+@pytest.mark.parametrize("kind", ["table", "series"])
+def test_the_page_is_self_contained_and_escapes_names(kind, tmp_path):
+    name = "<script>alert(1)</script>"
+    if kind == "table":
+        labels, scores = scored()
+        types = np.where(labels, name, "record")
+        report = evaluate(labels, {name: scores}, types=types, title=name, n_bootstrap=20)
+    else:
+        labels, scores = series()
+        report = evaluate_series(labels, {name: scores}, title=name, n_bootstrap=20)
+    page = report.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "<script" not in page
+    assert page.count("data:image/png;base64,") == len(report.figures) == 2
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    for heading in (*report.tables, *report.figures):
+        assert f"<h2>{heading}</h2>" in page
+    assert str(report).startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: evaluate([1, 1], [1, 2]), "labels holds no normal row"),
+        (lambda: evaluate([0, 1], {}), "scores holds no score"),
+        (lambda: evaluate([0, 1], [1, 2], types=["a"]), "types has 1"),
+        (lambda: evaluate([0, 1], [1, 2], types=["a", "b"], predicted=[1]), "predicted has 1"),
+    ],
+)
+def test_reports_refuse_what_cannot_be_measured(call, message):
+    with pytest.raises(DataError, match=message):
+        call()

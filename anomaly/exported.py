@@ -51,6 +51,8 @@ _MAGIC = b"\x00anomaly-clf\x00"
 _FOOTER = struct.Struct(">QQB32s32sH13s")  # lengths, signed, digest, mac, version, magic
 _LARGEST_HEADER = 16 << 20
 _NEAR = 1e-9  # scores this close to the boundary are settled row by row
+# Their predict takes each row by itself, so there is nothing to settle.
+_ROW_BY_ROW = frozenset({"KNeighborsClassifier", "NuSVC", "SVC", "XGBClassifier"})
 
 
 class ExportedClassifier:
@@ -264,7 +266,7 @@ did you mean 'car'?
             row, column = divmod(int(np.argmax(~np.isfinite(rows))), rows.shape[1])
             raise self._refused(RefusedValueError(row, column), row if len(rows) > 1 else None)
         labels = self._labels(rows)
-        if len(rows) > 1:
+        if len(rows) > 1 and type(self._rest).__name__ not in _ROW_BY_ROW:
             # Matrix products round differently for one row and for many; where that
             # could decide, the answer for one row counts.
             scores, boundary = self._scores(rows)

@@ -150,10 +150,10 @@ def test_largest_float_is_taken_as_scikit_learn_takes_it():
     assert_equal(FITTED["forest"], X)
 
 
-@pytest.mark.parametrize("n_rows", [0, 1, 7, 8, 9, 63, 64, 65, 130])
+@pytest.mark.parametrize("n_rows", [0, 1, 7, 8, 9, 511, 512, 513, 1100])
 def test_answers_do_not_depend_on_the_number_of_rows(n_rows):
     forest = compile_forest(FITTED["adaboost"])
-    X = np.random.default_rng(4).normal(size=(130, N_FEATURES))
+    X = np.random.default_rng(4).normal(size=(1100, N_FEATURES))
     labels, scores = forest.decide(X)
     some_labels, some_scores = forest.decide(X[:n_rows])
     assert (some_labels == labels[:n_rows]).all()

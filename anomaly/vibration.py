@@ -1,0 +1,254 @@
+"""Vibration: residuals of a vector autoregression, joined with an amplitude check."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from anomaly.base import Interval
+from anomaly.waveform import WindowDetector, Windows, tail_threshold
+
+__all__ = ["VibrationDetector"]
+
+
+class VibrationDetector(WindowDetector):
+    """Faults in vibration, seen by how badly the healthy dynamics predict the signal.
+
+    A vector autoregression predicts each sample from the ``order`` samples
+    before it. Its squared residual, in units of the healthy one, is averaged
+    over a window, or exponentially over a stream. The part ``amplitude`` is the
+    distance of a window's root mean square from the healthy ones. Scaling,
+    model and thresholds come from healthy data only, so a fault that is merely
+    louder is still seen.
+
+    Parameters
+    ----------
+    window_size : int, default 100
+        Samples per window.
+    order : int, default 8
+        Samples from which the next is predicted.
+    ridge : float, default 1e-3
+        Penalty of the least squares, on scaled signals.
+    false_alarm_rate : float, default 0.001
+        Share of healthy windows that may alarm.
+    noise_floor : float, default 1e-3
+        Smallest residual, as a share of a channel's healthy standard deviation,
+        that counts: noise-free signals do not alarm on rounding.
+    smoothing : float, default 0.05
+        Weight of the newest sample in the exponential average of a stream.
+    learn_size : int, default 3000
+        Samples after which `learn_one` fits.
+
+    Attributes
+    ----------
+    mean_, scale_ : ndarray of shape (n_channels,)
+        Healthy mean and standard deviation.
+    coefficients_ : ndarray of shape (order * n_channels + 1, n_channels)
+    thresholds_ : dict of str to float
+        For the parts ``residual``, ``amplitude`` and, in streams, ``stream``.
+
+    References
+    ----------
+    H. Lütkepohl, *New Introduction to Multiple Time Series Analysis*, 2005, ch. 3.
+
+    Examples
+    --------
+    >>> from anomaly.lorenz import simulate
+    >>> from anomaly.vibration import VibrationDetector
+    >>> healthy = simulate(6000, noise=0.02, random_state=0)
+    >>> detector = VibrationDetector().fit(healthy)
+    >>> broken = simulate(300, fraction=1.0, noise=0.02, random_state=1)
+    >>> detector.predict(broken.reshape(3, 100, 3))
+    array([1, 1, 1])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **WindowDetector._parameter_constraints,
+        "order": [Interval(Integral, 1, None, closed="left")],
+        "ridge": [Interval(Real, 0, None, closed="neither")],
+        "smoothing": [Interval(Real, 0, 1, closed="right")],
+        "learn_size": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        window_size: int = 100,
+        order: int = 8,
+        ridge: float = 1e-3,
+        false_alarm_rate: float = 0.001,
+        noise_floor: float = 1e-3,
+        smoothing: float = 0.05,
+        learn_size: int = 3000,
+    ) -> None:
+        self.window_size = window_size
+        self.order = order
+        self.ridge = ridge
+        self.false_alarm_rate = false_alarm_rate
+        self.noise_floor = noise_floor
+        self.smoothing = smoothing
+        self.learn_size = learn_size
+
+    # -- streams ------------------------------------------------------------------
+
+    def learn_one(self, x: Sequence[float]) -> None:
+        """Collect a healthy sample; fit once ``learn_size`` of them have come.
+
+        Parameters
+        ----------
+        x : sequence of n_channels numbers
+        """
+        if hasattr(self, "coefficients_"):
+            return
+        if not hasattr(self, "_collected"):
+            self._collected: list[list[float]] = []
+        self._collected.append([float(value) for value in x])
+        if len(self._collected) >= self.learn_size:
+            collected, self._collected = self._collected, []
+            self.fit(np.array(collected))
+
+    def score_one(self, x: Sequence[float]) -> float:
+        """Score the newest sample of a stream: above 0 is an anomaly.
+
+        Parameters
+        ----------
+        x : sequence of n_channels numbers
+
+        Returns
+        -------
+        float
+            Logarithm of the smoothed residual over its threshold; 0.0 at most
+            until the model is fitted and ``order`` samples have come.
+        """
+        if not hasattr(self, "coefficients_"):
+            return 0.0
+        scaled = (np.asarray(x, dtype=float) - self.mean_) / self.scale_
+        if not hasattr(self, "_recent"):
+            self._recent: deque[NDArray[np.float64]] = deque(maxlen=self.order)
+            self._level = 1.0
+        if len(self._recent) == self.order:
+            lags = np.concatenate([*reversed(self._recent), [1.0]])
+            residual = (scaled - lags @ self.coefficients_) / self.residual_scale_
+            self._level += self.smoothing * (float(np.mean(residual**2)) - self._level)
+        self._recent.append(scaled)
+        return float(np.log(max(self._level, 1e-300) / self.thresholds_["stream"]))
+
+    def process_one(self, x: Sequence[float]) -> float:
+        """Score a sample, then learn it."""
+        score = self.score_one(x)
+        self.learn_one(x)
+        return score
+
+    # -- explanation ----------------------------------------------------------------
+
+    def explain(self, X: ArrayLike) -> list[dict[str, Any]]:
+        """Say for each window which part, channel and sample stand out.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_windows, window_size, n_channels)
+
+        Returns
+        -------
+        list of dict
+            ``decision``, ``part`` (``residual`` or ``amplitude``), ``parts`` (each
+            one's ratio to its threshold), ``channel`` (number of the one with the
+            largest share), ``channels`` (shares, which sum to 1) and ``sample``
+            (position of the largest residual in the window).
+        """
+        check_is_fitted(self)
+        windows = self._scale(self._check(X, reset=False))
+        parts = self._parts(windows)
+        squares = self._residuals(windows) ** 2
+        answers = []
+        for i, decision in enumerate(self._decide(windows)):
+            ratios = {name: float(part[i] / self.thresholds_[name]) for name, part in parts.items()}
+            part = max(ratios, key=lambda name: ratios[name])
+            weight = squares[i].mean(axis=0) if part == "residual" else self._loudness(windows)[i]
+            shares = weight / weight.sum() if weight.sum() > 0 else np.full(len(weight), np.nan)
+            answers.append(
+                {
+                    "decision": float(decision),
+                    "part": part,
+                    "parts": ratios,
+                    "channel": int(np.argmax(weight)),
+                    "channels": [float(share) for share in shares],
+                    "sample": int(np.argmax(squares[i].mean(axis=1))) + self.order
+                    if squares.shape[1]
+                    else None,
+                }
+            )
+        return answers
+
+    # -- private ----------------------------------------------------------------------
+
+    def _learn(self, segments: Sequence[NDArray[np.float64]]) -> None:
+        n_channels = segments[0].shape[1]
+        lags = np.concatenate([self._lags(s[None])[0] for s in segments])
+        targets = np.concatenate([s[self.order :] for s in segments])
+        gram = lags.T @ lags + self.ridge * np.eye(self.order * n_channels + 1)
+        self.coefficients_ = np.linalg.solve(gram, lags.T @ targets)
+        spread = np.sqrt(np.mean((targets - lags @ self.coefficients_) ** 2, axis=0)) if len(
+            targets
+        ) else np.zeros(n_channels)
+        self.residual_scale_ = np.maximum(spread, self.noise_floor)
+        for name in ("_recent", "_level", "_collected"):
+            self.__dict__.pop(name, None)
+        levels = np.concatenate(
+            [self._levels(w) for s in segments for w in _windows(s, self.window_size)]
+        )
+        self.loudness_ = levels.mean(axis=0)
+        self.loudness_scale_ = np.maximum(levels.std(axis=0), 0.05)
+
+    def _calibrate(self, held_out: Sequence[NDArray[np.float64]]) -> None:
+        super()._calibrate(held_out)
+        smoothed = np.concatenate([self._smoothed(segment) for segment in held_out])
+        # One healthy window may alarm at most at the stated rate; its samples are dependent.
+        rate = self.false_alarm_rate / self.window_size
+        self.thresholds_["stream"] = max(tail_threshold(smoothed, rate), 1.5)
+
+    def _parts(self, windows: Windows) -> dict[str, NDArray[np.float64]]:
+        residuals = self._residuals(windows)
+        energy = (
+            np.mean(residuals**2, axis=(1, 2)) if residuals.shape[1] else np.zeros(len(windows))
+        )
+        return {"residual": energy, "amplitude": self._loudness(windows).max(axis=1)}
+
+    def _residuals(self, windows: Windows) -> NDArray[np.float64]:
+        """Scaled residuals of the samples that have ``order`` others before them."""
+        predicted = self._lags(windows) @ self.coefficients_
+        return (windows[:, self.order :] - predicted) / self.residual_scale_
+
+    def _lags(self, windows: Windows) -> NDArray[np.float64]:
+        """Rows ``z[t-1], …, z[t-order], 1`` for every t of every window."""
+        n, size, _ = windows.shape
+        count = max(size - self.order, 0)
+        lagged = [windows[:, self.order - k : self.order - k + count] for k in range(1, self.order + 1)]
+        return np.concatenate([*lagged, np.ones((n, count, 1))], axis=2)
+
+    def _levels(self, windows: Windows) -> NDArray[np.float64]:
+        """Logarithm of the root mean square of each channel, (n_windows, n_channels)."""
+        return 0.5 * np.log(np.mean(windows**2, axis=1) + self.noise_floor**2)
+
+    def _loudness(self, windows: Windows) -> NDArray[np.float64]:
+        return np.abs(self._levels(windows) - self.loudness_) / self.loudness_scale_
+
+    def _smoothed(self, segment: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What `score_one` averages, over a whole segment."""
+        residuals = self._residuals(segment[None])[0]
+        level, levels = 1.0, []
+        for square in np.mean(residuals**2, axis=1) if len(residuals) else ():
+            level += self.smoothing * (float(square) - level)
+            levels.append(level)
+        return np.array(levels or [level])
+
+
+def _windows(segment: NDArray[np.float64], size: int) -> list[Windows]:
+    from anomaly.waveform import cut
+
+    return [cut(segment, size, max(1, size // 2))]

@@ -1,6 +1,6 @@
 """The Lorenz system as a bearing with three axes, healthy, broken or in between.
 
-    python -m anomaly.lorenz --state broken --seconds 30 --csv broken.csv
+python -m anomaly.lorenz --state broken --seconds 30 --csv broken.csv
 """
 
 from __future__ import annotations

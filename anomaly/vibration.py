@@ -12,9 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from anomaly.base import Interval
-from anomaly.waveform import WindowDetector, Windows, tail_threshold
+from anomaly.waveform import WindowDetector, Windows, cut, tail_threshold
 
 __all__ = ["VibrationDetector"]
+
+# Healthy machines come to rest now and then: a channel counts as quiet when its
+# healthy variance is this many times that of the window (a tenth of the amplitude).
+QUIETEST = 100.0
 
 
 class VibrationDetector(WindowDetector):
@@ -22,8 +26,8 @@ class VibrationDetector(WindowDetector):
 
     A vector autoregression predicts each sample from the ``order`` samples
     before it. Its squared residual, in units of the healthy one, is averaged
-    over a window, or exponentially over a stream. The part ``amplitude`` is the
-    distance of a window's root mean square from the healthy ones. Scaling,
+    over a window, or exponentially over a stream. It is joined with a check of
+    the amplitude: parts ``louder`` and ``quieter``. Scaling,
     model and thresholds come from healthy data only, so a fault that is merely
     louder is still seen.
 
@@ -51,7 +55,7 @@ class VibrationDetector(WindowDetector):
         Healthy mean and standard deviation.
     coefficients_ : ndarray of shape (order * n_channels + 1, n_channels)
     thresholds_ : dict of str to float
-        For the parts ``residual``, ``amplitude`` and, in streams, ``stream``.
+        For the parts ``residual``, ``louder``, ``quieter`` and, in streams, ``stream``.
 
     References
     ----------
@@ -156,7 +160,7 @@ class VibrationDetector(WindowDetector):
         Returns
         -------
         list of dict
-            ``decision``, ``part`` (``residual`` or ``amplitude``), ``parts`` (each
+            ``decision``, ``part`` (``residual``, ``louder`` or ``quieter``), ``parts`` (each
             one's ratio to its threshold), ``channel`` (number of the one with the
             largest share), ``channels`` (shares, which sum to 1) and ``sample``
             (position of the largest residual in the window).
@@ -165,11 +169,18 @@ class VibrationDetector(WindowDetector):
         windows = self._scale(self._check(X, reset=False))
         parts = self._parts(windows)
         squares = self._residuals(windows) ** 2
+        weights = {
+            "residual": squares.mean(axis=1) if squares.shape[1] else np.ones_like(windows[:, 0]),
+            "louder": self._louder(windows),
+            "quieter": self._quieter(windows),
+        }
         answers = []
         for i, decision in enumerate(self._decide(windows)):
-            ratios = {name: float(part[i] / self.thresholds_[name]) for name, part in parts.items()}
+            ratios = {
+                name: float(part[i] / self.thresholds_[name]) for name, part in parts.items()
+            }
             part = max(ratios, key=lambda name: ratios[name])
-            weight = squares[i].mean(axis=0) if part == "residual" else self._loudness(windows)[i]
+            weight = weights[part][i]
             shares = weight / weight.sum() if weight.sum() > 0 else np.full(len(weight), np.nan)
             answers.append(
                 {
@@ -193,31 +204,53 @@ class VibrationDetector(WindowDetector):
         targets = np.concatenate([s[self.order :] for s in segments])
         gram = lags.T @ lags + self.ridge * np.eye(self.order * n_channels + 1)
         self.coefficients_ = np.linalg.solve(gram, lags.T @ targets)
-        spread = np.sqrt(np.mean((targets - lags @ self.coefficients_) ** 2, axis=0)) if len(
-            targets
-        ) else np.zeros(n_channels)
+        spread = (
+            np.sqrt(np.mean((targets - lags @ self.coefficients_) ** 2, axis=0))
+            if len(targets)
+            else np.zeros(n_channels)
+        )
         self.residual_scale_ = np.maximum(spread, self.noise_floor)
         for name in ("_recent", "_level", "_collected"):
             self.__dict__.pop(name, None)
-        levels = np.concatenate(
-            [self._levels(w) for s in segments for w in _windows(s, self.window_size)]
-        )
-        self.loudness_ = levels.mean(axis=0)
-        self.loudness_scale_ = np.maximum(levels.std(axis=0), 0.05)
+        cuts = [cut(segment, self.window_size) for segment in segments]
+        self.loudness_ = _typical([self._power(windows) for windows in cuts])
+        self.variation_ = _typical([self._variance(windows) for windows in cuts])
 
-    def _calibrate(self, held_out: Sequence[NDArray[np.float64]]) -> None:
-        super()._calibrate(held_out)
-        smoothed = np.concatenate([self._smoothed(segment) for segment in held_out])
-        # One healthy window may alarm at most at the stated rate; its samples are dependent.
+    def _healthy_scores(self, segment: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        return {**super()._healthy_scores(segment), "stream": self._smoothed(segment)}
+
+    def _calibrate(self, scores: dict[str, list[NDArray[np.float64]]]) -> None:
+        smoothed = scores.pop("stream")
+        super()._calibrate(scores)
+        self.thresholds_["quieter"] = max(self.thresholds_["quieter"], QUIETEST)
+        # A healthy window's worth of samples may alarm at most at the stated rate.
         rate = self.false_alarm_rate / self.window_size
-        self.thresholds_["stream"] = max(tail_threshold(smoothed, rate), 1.5)
+        n_independent = max(1, round(sum(map(len, smoothed)) * self.smoothing / 2.0))
+        threshold = tail_threshold(np.concatenate(smoothed), rate, n_independent)
+        self.thresholds_["stream"] = max(threshold, 1.0)
 
     def _parts(self, windows: Windows) -> dict[str, NDArray[np.float64]]:
-        residuals = self._residuals(windows)
-        energy = (
-            np.mean(residuals**2, axis=(1, 2)) if residuals.shape[1] else np.zeros(len(windows))
-        )
-        return {"residual": energy, "amplitude": self._loudness(windows).max(axis=1)}
+        squares = self._residuals(windows) ** 2
+        energy = np.mean(squares, axis=(1, 2)) if squares.shape[1] else np.ones(len(windows))
+        return {
+            "residual": energy,
+            "louder": self._louder(windows).max(axis=1),
+            "quieter": self._quieter(windows).max(axis=1),
+        }
+
+    def _louder(self, windows: Windows) -> NDArray[np.float64]:
+        """Power over the healthy one, (n_windows, n_channels)."""
+        return self._power(windows) / self.loudness_
+
+    def _quieter(self, windows: Windows) -> NDArray[np.float64]:
+        """Healthy variance over that within the window, (n_windows, n_channels)."""
+        return self.variation_ / self._variance(windows)
+
+    def _power(self, windows: Windows) -> NDArray[np.float64]:
+        return np.mean(windows**2, axis=1) + self.noise_floor**2
+
+    def _variance(self, windows: Windows) -> NDArray[np.float64]:
+        return np.var(windows, axis=1) + self.noise_floor**2
 
     def _residuals(self, windows: Windows) -> NDArray[np.float64]:
         """Scaled residuals of the samples that have ``order`` others before them."""
@@ -228,15 +261,10 @@ class VibrationDetector(WindowDetector):
         """Rows ``z[t-1], …, z[t-order], 1`` for every t of every window."""
         n, size, _ = windows.shape
         count = max(size - self.order, 0)
-        lagged = [windows[:, self.order - k : self.order - k + count] for k in range(1, self.order + 1)]
+        lagged = [
+            windows[:, self.order - k : self.order - k + count] for k in range(1, self.order + 1)
+        ]
         return np.concatenate([*lagged, np.ones((n, count, 1))], axis=2)
-
-    def _levels(self, windows: Windows) -> NDArray[np.float64]:
-        """Logarithm of the root mean square of each channel, (n_windows, n_channels)."""
-        return 0.5 * np.log(np.mean(windows**2, axis=1) + self.noise_floor**2)
-
-    def _loudness(self, windows: Windows) -> NDArray[np.float64]:
-        return np.abs(self._levels(windows) - self.loudness_) / self.loudness_scale_
 
     def _smoothed(self, segment: NDArray[np.float64]) -> NDArray[np.float64]:
         """What `score_one` averages, over a whole segment."""
@@ -248,7 +276,6 @@ class VibrationDetector(WindowDetector):
         return np.array(levels or [level])
 
 
-def _windows(segment: NDArray[np.float64], size: int) -> list[Windows]:
-    from anomaly.waveform import cut
-
-    return [cut(segment, size, max(1, size // 2))]
+def _typical(powers: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Geometric mean over windows, per channel."""
+    return np.exp(np.mean(np.log(np.concatenate(powers)), axis=0))

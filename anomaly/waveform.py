@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -17,8 +18,17 @@ from anomaly.errors import DataError
 
 Windows = NDArray[np.float64]
 
-# Share of the healthy windows, the last ones, on which thresholds are set.
-HELD_OUT = 0.3
+# Parts of the healthy data; each is scored by a model of the others to set thresholds.
+N_FOLDS = 5
+
+# Windows that set thresholds overlap: a new one starts every 1/4 of a window.
+OVERLAP = 4
+
+# Below this number of windows the tolerance factor is undefined or useless.
+FEWEST_FOR_TOLERANCE = 8
+
+# Smallest believable standard deviation of the logarithm of a healthy score.
+SMALLEST_SPREAD = 0.05
 
 
 def cut(signal: ArrayLike, window_size: int, hop: int | None = None) -> Windows:
@@ -63,9 +73,10 @@ class WindowDetector(BaseDetector):
     """Base of detectors that learn a healthy signal and score windows of it.
 
     A subclass writes ``_learn(segments)``, from scaled healthy segments, and
-    ``_parts(windows)``, which returns one non-negative score per part and
-    window. Each part gets its own threshold on held-out healthy windows; the
-    decision is the logarithm of the largest ratio of a part to its threshold.
+    ``_parts(windows)``, which returns one score per part and window, about 1 for
+    healthy ones. Each part gets its own threshold, 1 at least, on healthy
+    windows it was not learnt from; the decision is the logarithm of the largest
+    ratio of a part to its threshold.
 
     ``X`` of shape (n_windows, window_size, n_channels) gives one answer per
     window. ``X`` of shape (n_samples, n_channels) is one signal, cut to windows
@@ -82,6 +93,11 @@ class WindowDetector(BaseDetector):
     window_size: int
     false_alarm_rate: float
     noise_floor: float
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True  # on shuffled rows, which are no signal
+        return tags
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Learn the healthy signal and set the threshold.
@@ -101,10 +117,7 @@ class WindowDetector(BaseDetector):
         anomalous = self._encode_labels(y, len(values))
         segments = _healthy_segments(values, anomalous)
         self._learn_scale(segments)
-        scaled = [self._scale(segment) for segment in segments]
-        learnt, held_out = _split(scaled, self.window_size)
-        self._learn(learnt)
-        self._calibrate(held_out)
+        self._learn_and_calibrate([self._scale(segment) for segment in segments])
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -144,7 +157,7 @@ class WindowDetector(BaseDetector):
     # -- private ------------------------------------------------------------------
 
     def _check(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
-        if np.ndim(X) != 3:
+        if (X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim) != 3:
             return validate_data(self, X, reset=reset, dtype=np.float64, order="C")
         values = check_array(X, dtype=np.float64, allow_nd=True, order="C")
         if reset:
@@ -167,17 +180,38 @@ class WindowDetector(BaseDetector):
     def _scale(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return (values - self.mean_) / self.scale_
 
-    def _calibrate(self, held_out: Sequence[NDArray[np.float64]]) -> None:
-        """Set the threshold of each part so that together they keep the false-alarm rate."""
-        hop = max(1, self.window_size // 4)
+    def _learn_and_calibrate(self, segments: list[NDArray[np.float64]]) -> None:
+        """Learn all segments; set thresholds on each fold, scored by a model of the others."""
+        folds = _folds(segments, self.window_size, N_FOLDS)
         scores: dict[str, list[NDArray[np.float64]]] = {}
-        for segment in held_out:
-            for name, part in self._parts(cut(segment, self.window_size, hop)).items():
-                scores.setdefault(name, []).append(part)
+        for i, fold in enumerate(folds):
+            others = [s for j, other in enumerate(folds) if j != i for s in other]
+            self._learn(others or fold)
+            self._collect(fold, scores)
+        self._learn(segments)
+        self._calibrate(scores)
+
+    def _collect(
+        self,
+        segments: Sequence[NDArray[np.float64]],
+        scores: dict[str, list[NDArray[np.float64]]],
+    ) -> None:
+        for segment in segments:
+            for name, found in self._healthy_scores(segment).items():
+                scores.setdefault(name, []).append(found)
+
+    def _healthy_scores(self, segment: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Scores of overlapping windows of a segment, for thresholds."""
+        return self._parts(cut(segment, self.window_size, max(1, self.window_size // OVERLAP)))
+
+    def _calibrate(self, scores: dict[str, list[NDArray[np.float64]]]) -> None:
+        """Set the thresholds, so that all parts together keep the false-alarm rate."""
         share = self.false_alarm_rate / len(scores)
-        self.thresholds_ = {
-            name: tail_threshold(np.concatenate(found), share) for name, found in scores.items()
-        }
+        self.thresholds_ = {}
+        for name, found in scores.items():
+            n_independent = sum(-(-len(part) // OVERLAP) for part in found)
+            threshold = tail_threshold(np.concatenate(found), share, n_independent)
+            self.thresholds_[name] = max(threshold, 1.0)
 
     def _decide(self, windows: Windows) -> NDArray[np.float64]:
         ratios = [
@@ -187,12 +221,14 @@ class WindowDetector(BaseDetector):
         return np.max(ratios, axis=0)
 
 
-def tail_threshold(scores: ArrayLike, false_alarm_rate: float) -> float:
+def tail_threshold(
+    scores: ArrayLike, false_alarm_rate: float, n_independent: int | None = None
+) -> float:
     """Score that healthy windows exceed at no more than a given rate.
 
     The larger of the highest score seen and the quantile of a log-normal
-    distribution fitted to the scores, its spread widened for their number
-    (one-sided tolerance factor of Natrella, 1963, at 90 % confidence).
+    distribution fitted to the scores, widened for their number by the one-sided
+    tolerance factor at 99.9 % confidence.
 
     Parameters
     ----------
@@ -200,6 +236,12 @@ def tail_threshold(scores: ArrayLike, false_alarm_rate: float) -> float:
         Scores of healthy windows, at least 0.
     false_alarm_rate : float
         Share of healthy windows that may exceed the threshold.
+    n_independent : int, optional
+        How many independent scores they are worth; all, by default.
+
+    References
+    ----------
+    M. G. Natrella, *Experimental Statistics*, NBS Handbook 91, 1963, ch. 2.
 
     Examples
     --------
@@ -210,15 +252,21 @@ def tail_threshold(scores: ArrayLike, false_alarm_rate: float) -> float:
     True
     """
     logs = np.log(np.maximum(np.asarray(scores, dtype=float), 1e-12))
-    n = len(logs)
-    if n == 0:
+    if len(logs) == 0:
         raise DataError("at least 1 healthy window is needed to set a threshold, got 0")
-    z, sure = norm.isf(false_alarm_rate), norm.isf(0.1)
-    a = 1.0 - sure**2 / (2.0 * max(n - 1, 1))
-    b = z**2 - sure**2 / n
-    factor = (z + np.sqrt(max(z**2 - a * b, 0.0))) / a if a > 0.2 else 4.0 * z
-    spread = max(float(logs.std(ddof=1)) if n > 1 else 0.0, 0.05)
+    factor = _tolerance_factor(false_alarm_rate, n_independent or len(logs))
+    spread = max(float(logs.std(ddof=1)) if len(logs) > 1 else 0.0, SMALLEST_SPREAD)
     return float(np.exp(max(logs.max(), logs.mean() + factor * spread)))
+
+
+def _tolerance_factor(rate: float, n: int) -> float:
+    """Standard deviations above the mean of n that 1 - rate of a normal stays below."""
+    z, sure = norm.isf(rate), norm.isf(0.001)
+    if n < FEWEST_FOR_TOLERANCE:
+        return float(4.0 * z)
+    a = 1.0 - sure**2 / (2.0 * (n - 1))
+    b = z**2 - sure**2 / n
+    return float((z + np.sqrt(max(z**2 - a * b, 0.0))) / a)
 
 
 def _healthy_segments(
@@ -235,21 +283,22 @@ def _healthy_segments(
         runs = zip(np.split(values, edges), np.split(anomalous, edges), strict=True)
         segments = [run for run, odd in runs if not odd[0]]
     if not segments:
-        raise DataError("y must label some rows healthy (the first class), got none")
+        raise DataError(
+            f"y must label at least one sample healthy (the first class), got 0 of {len(values)}"
+        )
     return segments
 
 
-def _split(
-    segments: list[NDArray[np.float64]], window_size: int
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """The earlier healthy samples to learn from, the later ones to set thresholds on."""
-    if len(segments) == 1:
-        (only,) = segments
-        at = len(only) - max(round(HELD_OUT * len(only)), min(window_size, len(only) // 2))
-        return [only[: max(at, 1)]], [only[min(at, len(only) - 1) :]]
-    if len(segments) < 4:
-        longest = max(segments, key=len)
-        learnt, held_out = _split([longest], window_size)
-        return [*(s for s in segments if s is not longest), *learnt], held_out
-    at = len(segments) - max(1, round(HELD_OUT * len(segments)))
-    return segments[:at], segments[at:]
+def _folds(
+    segments: list[NDArray[np.float64]], window_size: int, n_folds: int
+) -> list[list[NDArray[np.float64]]]:
+    """Parts of nearly equal length, in order; only segments of several windows are cut."""
+    if len(segments) >= n_folds:
+        bounds = np.linspace(0, len(segments), n_folds + 1).round().astype(int)
+        return [segments[a:b] for a, b in itertools.pairwise(bounds)]
+    pieces = []
+    for segment in segments:
+        n = max(1, min(n_folds, len(segment) // window_size))
+        pieces.append(np.array_split(segment, n))
+    n = max(len(of_one) for of_one in pieces)
+    return [[of_one[i] for of_one in pieces if i < len(of_one)] for i in range(n)]

@@ -46,14 +46,20 @@ _OF_A_STREAM = {
     "check_methods_sample_order_invariance": "records of a stream are scored in their order",
     "check_methods_subset_invariance": "a record's score depends on the records before it",
 }
+_OF_A_SIGNAL = {
+    "check_methods_sample_order_invariance": "rows are a time series: shuffled, it is another one",
+    "check_methods_subset_invariance": "a row gets the answer of its window, cut from all rows",
+}
 EXEMPTIONS: dict[str, dict[str, str]] = {
     "TileDetector": _OF_A_STREAM,
+    "VibrationDetector": _OF_A_SIGNAL,
 }
 
 # Classes that are estimators by inheritance only.
 NOT_CHECKED = {
     "BaseDetector": "the abstract contract itself",
     "StreamDetector": "the abstract contract of streams",
+    "WindowDetector": "the abstract contract of windows",
 }
 
 

@@ -4,10 +4,15 @@
 reads logs of them, `simulate` makes some.
 """
 
-from anomaly.purchases.detector import Explanation, PurchaseNetworkDetector
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from anomaly.purchases.events import COLUMNS, EventError, read_event
-from anomaly.purchases.log import EventLog, read_header
-from anomaly.purchases.simulation import Simulation, simulate
+from anomaly.purchases.log import EventLog, make_network, read_header
+
+if TYPE_CHECKING:
+    from anomaly.purchases.detector import Explanation, PurchaseNetworkDetector
+    from anomaly.purchases.simulation import Simulation, simulate
 
 __all__ = [
     "COLUMNS",
@@ -16,7 +21,23 @@ __all__ = [
     "Explanation",
     "PurchaseNetworkDetector",
     "Simulation",
+    "make_network",
     "read_event",
     "read_header",
     "simulate",
 ]
+
+# Loaded on first use: a daemon that reads logs starts without scikit-learn and pandas.
+_LAZY = {
+    "Explanation": "detector",
+    "PurchaseNetworkDetector": "detector",
+    "Simulation": "simulation",
+    "simulate": "simulation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a lazy name on its first use."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"anomaly.purchases.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,11 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from anomaly._core import Network
 from anomaly.base import BaseDetector, Interval
-from anomaly.errors import DataError, ParameterError
+from anomaly.errors import DataError
 from anomaly.purchases.events import COLUMNS, DECIMALS, Event, EventError, read_event
-from anomaly.purchases.log import apply_event, window_texts
-
-_LARGEST = 2**31 - 1
+from anomaly.purchases.log import apply_event, exact_sigma, make_network, window_texts
 
 
 @dataclass(frozen=True)
@@ -251,38 +249,9 @@ class PurchaseNetworkDetector(BaseDetector):
     def _start(self) -> None:
         self._validate_params()
         self.network_ = make_network(self.degree, self.window_size, self.sigma)
-        self.sigma_ = _exact(self.sigma)
+        self.sigma_ = exact_sigma(self.sigma)
         self.n_features_in_ = len(COLUMNS)
         self.classes_ = np.array([0, 1])
-
-
-def make_network(degree: int, window_size: int, sigma: float | Fraction) -> Network:
-    """An empty native network.
-
-    Raises
-    ------
-    ParameterError
-        If ``sigma`` has too many digits to be compared exactly.
-    """
-    exact = _exact(sigma)
-    return Network(
-        degree=min(int(degree), _LARGEST),
-        window=min(int(window_size), _LARGEST),
-        sigma_up=exact.numerator,
-        sigma_down=exact.denominator,
-    )
-
-
-def _exact(sigma: float | Fraction) -> Fraction:
-    exact = Fraction(sigma if isinstance(sigma, Integral | Fraction) else str(float(sigma)))
-    if exact < 0:
-        raise ParameterError(f"sigma must be 0 or more, got {sigma!r}")
-    if exact.numerator > _LARGEST or exact.denominator > _LARGEST:
-        raise ParameterError(
-            "sigma must be a number of nine digits at most or a Fraction of two such, "
-            f"got {sigma!r}"
-        )
-    return exact
 
 
 def _score(network: Network, event: Event) -> float:

@@ -7,10 +7,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
 from anomaly._core import Network
-from anomaly.errors import DataError
+from anomaly.errors import DataError, ParameterError
 from anomaly.purchases.events import DECIMALS, Event, EventError, JsonNumber, cents, read_event
 
 FIRST_LINES = 5
@@ -20,7 +22,7 @@ _END, _OTHER = 0, 1  # why the native reader stopped; the third reason is a flag
 _EVENTS = ("purchase", "befriend", "unfriend")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _CONTROL = re.compile(r"[\x00-\x1f]")
-_MAX_SETTING = 2**31 - 1
+_LARGEST = 2**31 - 1
 _decoder = json.JSONDecoder(parse_int=JsonNumber, parse_float=JsonNumber)
 
 
@@ -171,6 +173,42 @@ def _skip_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
+def make_network(degree: int, window_size: int, sigma: float | Fraction = 3) -> Network:
+    """An empty native network.
+
+    Parameters
+    ----------
+    degree, window_size : int
+        At least 1 and 2; beyond the largest C int they mean "without limit".
+    sigma : float or Fraction
+        Compared exactly; a float stands for the decimal number it is written as.
+
+    Raises
+    ------
+    ParameterError
+        If ``sigma`` is negative or has too many digits to be compared exactly.
+    """
+    exact = exact_sigma(sigma)
+    return Network(
+        degree=min(int(degree), _LARGEST),
+        window=min(int(window_size), _LARGEST),
+        sigma_up=exact.numerator,
+        sigma_down=exact.denominator,
+    )
+
+
+def exact_sigma(sigma: float | Fraction) -> Fraction:
+    """The fraction that ``sigma`` is compared as."""
+    exact = Fraction(sigma if isinstance(sigma, Integral | Fraction) else str(float(sigma)))
+    if exact < 0:
+        raise ParameterError(f"sigma must be 0 or more, got {sigma}")
+    if exact.numerator > _LARGEST or exact.denominator > _LARGEST:
+        raise ParameterError(
+            f"sigma must be a number of nine digits at most or a Fraction of two such, got {sigma}"
+        )
+    return exact
+
+
 def _json(value: Any) -> str:
     """JSON on one line, with every number as it was written."""
     if isinstance(value, dict):
@@ -250,5 +288,4 @@ def _setting(settings: Mapping[str, Any], key: str, least: int, meaning: str) ->
     text = settings[key]
     if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,4000}", text) or int(text) < least:
         raise DataError(f"{allowed}, got {text!r:.60}")
-    # Beyond the largest C int both settings mean "without limit".
-    return min(int(text), _MAX_SETTING)
+    return min(int(text), _LARGEST)

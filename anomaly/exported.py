@@ -119,6 +119,8 @@ did you mean 'car'?
         self.missing = missing
         self._check()
         self._prepare()
+        if missing == "pass":
+            self._check_takes_nan()
 
     # ---- answers
 
@@ -314,6 +316,14 @@ did you mean 'car'?
         )
         if self.threshold is not None and not scored:
             raise ParameterError("threshold: this classifier has no scores to compare it with")
+
+    def _check_takes_nan(self) -> None:
+        try:
+            self._decide_one([None] * len(self.columns))
+        except ValueError as error:
+            raise ParameterError(
+                "missing='pass': the classifier takes no missing values"
+            ) from error
 
     def _prepare(self) -> None:
         self._encoder: RecordEncoder = self.pipeline.steps[0][1]

@@ -357,11 +357,17 @@ def test_missing_values_can_be_passed_on(classifier):
         strict(holes[["class", "length", "width"]].assign(**{"class": "car"}))
 
 
-def test_passing_on_what_the_classifier_cannot_take_is_refused():
-    pipeline = fit(AdaBoostClassifier(n_estimators=3), missing="keep")
-    fun = ExportedClassifier(pipeline, missing="pass")
-    with pytest.raises(DataError, match=r"width: the value is too large .* or missing"):
-        fun("car", 4500.0, None)
+@pytest.mark.parametrize("classifier", [AdaBoostClassifier(n_estimators=3), LogisticRegression()])
+def test_passing_on_what_the_classifier_cannot_take_is_refused(classifier):
+    pipeline = fit(classifier, missing="keep")
+    with pytest.raises(ParameterError, match="the classifier takes no missing values"):
+        ExportedClassifier(pipeline, missing="pass")
+
+
+def test_any_index_of_a_frame_will_do():
+    fun = ExportedClassifier(PIPELINES["forest"], missing="fill")
+    odd = X.head(6).set_axis([3, 3, 0, -1, 3, 0]).assign(length=[None, 1.0, 2.0, None, 5.0, 9e3])
+    assert fun(odd).tolist() == fun(odd.reset_index(drop=True)).tolist()
 
 
 # ---- the file

@@ -118,6 +118,19 @@ def test_any_finite_rows_agree(name, X):
     assert_equal(FITTED[name], X)
 
 
+@pytest.mark.parametrize("name", TAKES_NAN)
+@settings(max_examples=25, deadline=None)
+@given(
+    X=hnp.arrays(
+        float,
+        st.tuples(st.integers(1, 20), st.just(N_FEATURES)),
+        elements=st.just(np.nan) | st.floats(-4, 4),
+    )
+)
+def test_any_rows_with_missing_values_agree(name, X):
+    assert_equal(FITTED[name], X)
+
+
 @pytest.mark.parametrize("missing", [False, True], ids=["fitted without NaN", "fitted with NaN"])
 @pytest.mark.parametrize("name", TAKES_NAN)
 def test_missing_values_go_where_scikit_learn_sends_them(name, missing):

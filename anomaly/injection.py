@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
@@ -29,6 +30,7 @@ from sklearn.utils.validation import (
     check_consistent_length,
     check_is_fitted,
     column_or_1d,
+    has_fit_parameter,
     validate_data,
 )
 
@@ -892,6 +894,47 @@ def _delegates(name: str) -> Callable[[Any], bool]:
     return has
 
 
+def _kept_weights(y: NDArray[Any], n_new: int) -> Floats:
+    """Weights under which the anomalies together count as much as the labelled ones did."""
+    anomalous = y == y[-1]  # the rows added last are anomalies
+    total = np.count_nonzero(anomalous)
+    return np.where(anomalous, (total - n_new) / total, 1.0)
+
+
+def weight_options(estimator: Any, weights: Floats | None) -> dict[str, Floats]:
+    """Return the keyword that hands sample weights to a classifier's ``fit``.
+
+    Parameters
+    ----------
+    estimator : classifier
+        For a pipeline, the keyword goes to its last step.
+    weights : ndarray of shape (n_samples,) or None
+
+    Returns
+    -------
+    dict
+        Empty without weights, or if the classifier takes none.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.neighbors import KNeighborsClassifier
+    >>> from sklearn.pipeline import Pipeline
+    >>> from anomaly.injection import weight_options
+    >>> list(weight_options(Pipeline([("model", LogisticRegression())]), [1.0, 0.5]))
+    ['model__sample_weight']
+    >>> weight_options(KNeighborsClassifier(), [1.0, 0.5])
+    {}
+    """
+    prefix = ""
+    while isinstance(estimator, Pipeline):
+        name, estimator = estimator.steps[-1]
+        prefix += f"{name}__"
+    if weights is None or not has_fit_parameter(estimator, "sample_weight"):
+        return {}
+    return {f"{prefix}sample_weight": weights}
+
+
 class OversampleClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     """Trains a classifier on more injected anomalies than there are labelled ones.
 
@@ -899,6 +942,12 @@ class OversampleClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     training rows labelled normal, where ``n_pos`` is the number of training rows
     labelled anomalous. Prediction is the classifier's own. Put it
     outside the encoder: injection needs the categories as they are.
+
+    More anomalies alone would teach the classifier that anomalies are frequent. So each
+    of them, labelled or added, weighs ``n_pos / (n_pos + n_new)``, and together they
+    weigh what the labelled ones did; a normal row weighs 1. A classifier whose ``fit``
+    takes no ``sample_weight`` (k-nearest neighbours, for one) trains on the rows
+    unweighted, and gains little or loses.
 
     Parameters
     ----------
@@ -910,6 +959,8 @@ class OversampleClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     categorical : sequence or None, default=None
         Columns of categories of a frame, or their positions in an array.
     random_state : int, RandomState or None, default=None
+    reweight : bool, default=True
+        Whether the anomalies keep their weight as a class.
 
     Attributes
     ----------
@@ -942,6 +993,7 @@ class OversampleClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         "strategy": [str, list, tuple, dict],
         "categorical": ["array-like", None],
         "random_state": ["random_state"],
+        "reweight": ["boolean"],
     }
 
     estimator_: Any
@@ -954,12 +1006,14 @@ class OversampleClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         strategy: str | Sequence[str] | Mapping[str, float] = "uniform",
         categorical: Sequence[Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
+        reweight: bool = True,
     ) -> None:
         self.estimator = estimator
         self.oversample = oversample
         self.strategy = strategy
         self.categorical = categorical
         self.random_state = random_state
+        self.reweight = reweight
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Add the rows, then fit the classifier on all of them.
@@ -973,12 +1027,16 @@ class OversampleClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         """
         self._validate_params()
         self.manifest_ = Manifest()
-        labels = y
+        weights = None
         if self.oversample > 1:
-            X, labels = self._with_added_rows(X, y)
+            X, y = self._with_added_rows(X, y)
+            n_new = sum(len(entry.rows or ()) for entry in self.manifest_.entries)
+            if self.reweight and n_new:
+                weights = _kept_weights(y, n_new)
         else:
             validate_data(self, X, skip_check_array=True)
-        self.estimator_ = clone(self.estimator).fit(X, labels)
+        self.estimator_ = clone(self.estimator)
+        self.estimator_.fit(X, y, **weight_options(self.estimator, weights))
         return self
 
     def _with_added_rows(self, X: Any, y: ArrayLike) -> tuple[Any, NDArray[Any]]:

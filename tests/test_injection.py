@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.tree import DecisionTreeClassifier
@@ -458,6 +459,27 @@ def test_the_rows_added_are_those_of_inject(labelled):
     assert model.manifest_.entries[0].rows == tuple(range(120, 180))
     np.testing.assert_array_equal(model.decision_function(X), fitted.decision_function(X))
     np.testing.assert_array_equal(model.predict_proba(X), fitted.predict_proba(X))
+
+
+def test_the_anomalies_keep_their_weight_as_a_class(labelled):
+    X, y = labelled
+    X = X.drop(columns="class")
+    tree = DecisionTreeClassifier(max_depth=1, random_state=0)
+    model = OversampleClassifier(tree, 5, random_state=0).fit(X, y)
+    assert model.estimator_.tree_.weighted_n_node_samples[0] == pytest.approx(120)
+    root = model.estimator_.tree_.value[0, 0]
+    assert root / root.sum() == pytest.approx([100 / 120, 20 / 120])
+    plain = clone(model).set_params(reweight=False).fit(X, y)
+    assert plain.estimator_.tree_.weighted_n_node_samples[0] == 200
+    inside = OversampleClassifier(make_pipeline(tree), 5, random_state=0).fit(X, y)
+    np.testing.assert_array_equal(inside.predict_proba(X), model.predict_proba(X))
+
+
+def test_a_classifier_without_weights_is_trained_without(labelled):
+    X, y = labelled
+    X = X.drop(columns="class")
+    model = OversampleClassifier(KNeighborsClassifier(), 3, random_state=0).fit(X, y)
+    assert model.estimator_.n_samples_fit_ == 160
 
 
 def test_oversampling_happens_before_encoding(labelled):

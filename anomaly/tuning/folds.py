@@ -31,6 +31,8 @@ class Prepared:
     ----------
     X_train, X_test : ndarray
     y_train, y_test : ndarray
+    weights : ndarray or None
+        Weights of the training rows, if injected rows share that of the labelled ones.
     is_plain : bool
         Whether all values are finite as float64 and as float32, so that
         scikit-learn need not look again for every candidate.
@@ -41,6 +43,7 @@ class Prepared:
     X_test: Any
     y_test: NDArray[Any]
     is_plain: bool
+    weights: NDArray[np.float64] | None = None
 
 
 class Folds:
@@ -123,15 +126,16 @@ class Folds:
     def _prepare(self, fold: int, oversample: Any, samples: int | None) -> Prepared:
         train, test = self.train_rows(fold, samples), self.splits[fold][1]
         X_train, X_test = _rows(self.X, train), _rows(self.X, test)
-        y_train = self.y[train]
+        y_train, weights = self.y[train], None
         if oversample is not None:
             added = clone(oversample).set_params(estimator=_Keep()).fit(X_train, y_train)
-            X_train, y_train = added.estimator_.rows_
+            X_train, y_train, weights = added.estimator_.rows_
         if self.prepare is not None:
             transformer = clone(self.prepare)
             X_train = transformer.fit_transform(X_train, y_train)
             X_test = transformer.transform(X_test)
-        return Prepared(X_train, y_train, X_test, self.y[test], _is_plain(X_train, X_test))
+        plain = _is_plain(X_train, X_test)
+        return Prepared(X_train, y_train, X_test, self.y[test], plain, weights)
 
     def fingerprint(self) -> dict[str, str]:
         """Digests of rows and labels, of the folds, and of the preparation."""
@@ -145,8 +149,8 @@ class Folds:
 class _Keep(ClassifierMixin, BaseEstimator):
     """Keeps the rows that a wrapper would have fitted its classifier on."""
 
-    def fit(self, X: Any, y: Any) -> _Keep:
-        self.rows_ = X, np.asarray(y)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> _Keep:
+        self.rows_ = X, np.asarray(y), sample_weight
         self.classes_ = np.unique(y)
         return self
 

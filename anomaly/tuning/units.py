@@ -19,6 +19,7 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.ensemble import AdaBoostClassifier
 
+from anomaly.injection import weight_options
 from anomaly.tuning.folds import Folds, Prepared
 from anomaly.tuning.literals import public_path, to_literal
 from anomaly.tuning.scores import count, failed_scores, ratio_scores
@@ -198,7 +199,8 @@ def _run_plain(data: Folds, unit: Unit, fit: Fit) -> Iterator[Record]:
             with config_context(assume_finite=fold.is_plain):
                 begun = time.perf_counter()
                 model = candidate_classifier(unit.classifier, fit.params)
-                model.fit(fold.X_train, fold.y_train)
+                options = weight_options(model, fold.weights)
+                model.fit(fold.X_train, fold.y_train, **options)
                 fit_seconds = time.perf_counter() - begun
                 answers = {}
                 for split in fit.keys:
@@ -229,7 +231,7 @@ def _run_staged(data: Folds, unit: Unit) -> Iterator[Record]:
         _check_params(model)
         with config_context(assume_finite=fold.is_plain, skip_parameter_validation=True):
             begun = time.perf_counter()
-            model.fit(X_train, fold.y_train)
+            model.fit(X_train, fold.y_train, **weight_options(model, fold.weights))
             fit_seconds = time.perf_counter() - begun
             answers = {
                 split: _stage_scores(data, model, values, fold, split)

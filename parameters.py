@@ -22,6 +22,7 @@ import detector
 from anomaly.errors import AnomalyError, ParameterError
 from anomaly.files import write_aside
 from anomaly.tuning import RunFolder, TuningResult, estimate, family
+from anomaly.tuning.folds import fingerprint_rows
 from anomaly.tuning.grids import Grids, grids_from_text, grids_to_text, load_grids
 from anomaly.tuning.progress import clock
 from anomaly.tuning.scores import SCORINGS
@@ -132,6 +133,8 @@ def tune(arguments: argparse.Namespace) -> int:
         return 0
     if folder is None:
         folder = begin_run(arguments, job)
+    odd = rows.frame["odd"].to_numpy()
+    folder.agree("rows", {"data": fingerprint_rows(rows.frame[rows.features], odd)})
     with write_aside(folder.path / "manifest.json") as file:
         file.write(rows.manifest.to_json())
     before = interrupt_on_terminate()
@@ -195,7 +198,7 @@ def begin_run(arguments: argparse.Namespace, job: dict[str, Any]) -> RunFolder:
     """Make the folder of a new run and store its plan."""
     stem = Path(job["data"]).name.partition(".")[0].strip("-") or "stdin"
     name = getattr(arguments, "run", f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}")
-    path = Path(arguments.folder) / name
+    path = run_path(arguments.folder, name)
     if (path / "run.json").exists() or path.with_name(f"{name}.out").exists():
         raise ParameterError(
             f"run {name!r} exists; continue it with --resume {name} or choose another --run"
@@ -208,13 +211,20 @@ def begin_run(arguments: argparse.Namespace, job: dict[str, Any]) -> RunFolder:
 
 def existing_run(folder: str, name: str) -> RunFolder:
     """The folder of a run that was begun before."""
-    path = Path(folder) / name
+    path = run_path(folder, name)
     if not (path / "run.json").exists():
         known = sorted(p.parent.name for p in Path(folder).glob("*/run.json"))
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it holds {', '.join(known) or 'none'}"
         raise ParameterError(f"there is no run {name!r} in {folder}; {hint}")
     return RunFolder(path)
+
+
+def run_path(folder: str, name: str) -> Path:
+    """Folder of a run; a name never leads elsewhere."""
+    if Path(name).name != name:
+        raise ParameterError(f"a run has a plain name, its folder goes to --folder; got {name!r}")
+    return Path(folder) / name
 
 
 def tune_one(

@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from anomaly.base import BaseDetector, StrOptions
+from anomaly.errors import ParameterError
 
 
 class OutlierClassifier(MetaEstimatorMixin, BaseDetector):
@@ -50,7 +51,8 @@ class OutlierClassifier(MetaEstimatorMixin, BaseDetector):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "estimator": [HasMethods(["fit", "decision_function"]), None],
+        # A LocalOutlierFactor has more methods once novelty is set.
+        "estimator": [HasMethods(["fit", "get_params"]), None],
         "fit_on": [StrOptions({"normal", "all"})],
         "random_state": ["random_state"],
     }
@@ -113,6 +115,10 @@ class OutlierClassifier(MetaEstimatorMixin, BaseDetector):
             detector.set_params(novelty=True)
         if params.get("random_state", 0) is None:
             detector.set_params(random_state=self.random_state)
+        if not hasattr(detector, "decision_function"):
+            raise ParameterError(
+                f"estimator must be an outlier detector with decision_function, got {detector!r}"
+            )
         return detector
 
     def _outlyingness(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:

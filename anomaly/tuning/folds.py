@@ -140,10 +140,15 @@ class Folds:
     def fingerprint(self) -> dict[str, str]:
         """Digests of rows and labels, of the folds, and of the preparation."""
         return {
-            "data": _digest(*_data_bytes(self.X), self.y.tobytes(), str(self.y.dtype).encode()),
+            "data": fingerprint_rows(self.X, self.y),
             "folds": _digest(*(part.astype("<i8").tobytes() for s in self.splits for part in s)),
             "prepare": describe(self.prepare),
         }
+
+
+def fingerprint_rows(X: Any, y: NDArray[Any]) -> str:
+    """Digest that changes when any cell, label, type or name of a column changes."""
+    return _digest(*_data_bytes(X), y.tobytes(), str(y.dtype).encode())
 
 
 class _Keep(ClassifierMixin, BaseEstimator):

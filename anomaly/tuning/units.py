@@ -223,8 +223,8 @@ def _run_staged(data: Folds, unit: Unit) -> Iterator[Record]:
     """Fit the largest value, and read every candidate off it."""
     assert unit.staged is not None
     values = [int(fit.params[unit.staged]) for fit in unit.fits]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is not known which of the candidates would warn
         fold = data.prepared(unit.fold, unit.oversample, unit.samples)
         model = candidate_classifier(unit.classifier, unit.fits[-1].params)
         X_train = _as_tree_reads(model, fold.X_train, fold.is_plain)
@@ -237,13 +237,12 @@ def _run_staged(data: Folds, unit: Unit) -> Iterator[Record]:
                 split: _stage_scores(data, model, values, fold, split)
                 for split in unit.fits[0].keys
             }
-    more = _warned(caught) | {"staged": values[-1]}
     for i, (fit, value) in enumerate(zip(unit.fits, values, strict=True)):
         fit_share, predict_share = stage_shares(model, value, values)
         for split in fit.keys:
             scores, seconds = answers[split][i]
             took = fit_seconds * fit_share, seconds * predict_share
-            yield _record(unit, fit, split, data.random_state, scores, *took, more)
+            yield _record(unit, fit, split, data.random_state, scores, *took, {})
 
 
 def _stage_scores(
@@ -301,6 +300,8 @@ def _record(
     more: dict[str, Any],
 ) -> Record:
     samples = {} if unit.samples is None else {"samples": unit.samples}
+    # Says that the seconds are shares of one larger fit, whatever of it was left to do.
+    staged = {} if unit.staged is None else {"staged": unit.staged}
     return Record(
         fit.params,
         {
@@ -312,6 +313,7 @@ def _record(
             "fit_seconds": round(float(fit_seconds), 6),
             "predict_seconds": round(float(predict_seconds), 6),
             **samples,
+            **staged,
             **more,
             "key": fit.keys[split],
         },

@@ -1,0 +1,300 @@
+"""The command line of parameters.py, and kill -9 at any moment."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import parameters
+from anomaly.tuning import RunFolder
+from anomaly.tuning.log import LogReader
+from tests.test_tuning import lines_without_times
+
+ROOT = Path(__file__).resolve().parent.parent
+GRID = """
+[adaboost]
+n_estimators = {from = 1, to = 60}
+learning_rate = [0.2, 0.5, 1.0]
+estimator = "[sklearn.tree.DecisionTreeClassifier(max_depth=2)]"
+
+[knn]
+n_neighbors = [1, 3, 5]
+
+["sklearn.naive_bayes.GaussianNB"]
+var_smoothing = [1e-9, 1e-6]
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder with a labelled table and a grid."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"size": rng.normal(size=240), "kind": rng.choice(["a", "b"], 240), "bad": 0}
+    )
+    frame.loc[:79, "size"] += 1.5
+    frame.loc[:79, "bad"] = 1
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    (tmp_path / "grid.toml").write_text(GRID)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def arguments(run, *more):
+    data = ["--data", "table.csv", "--label", "bad", "--grid", "grid.toml"]
+    return [*data, "--cv", "3", "--classifier", "knn", "--run", run, *more]
+
+
+def test_a_run_logs_merges_and_says_what_comes_next(place, capsys):
+    assert parameters.main(arguments("first", "--classifier", "adaboost", "--seed", "3")) == 0
+    out = capsys.readouterr().out
+    assert "549 fits in params/first.out" in out
+    assert "python beautify.py params/first.out" in out
+    assert "first.scores.csv params/first.params.AdaBoostClassifier.csv" in out
+    lines = (place / "params" / "first.out").read_text().splitlines()
+    assert len(lines) == (60 * 3 + 3) * 3
+    assert json.loads((place / "params/first/run.json").read_text())["job"]["seed"] == 3
+    assert (place / "params/first/manifest.json").exists()
+
+
+def test_the_next_commands_work_as_printed(place, capsys):
+    assert parameters.main(arguments("next")) == 0
+    printed = capsys.readouterr().out.split("next:\n")[1]
+    for line in printed.splitlines():
+        command = line.replace("python ", f"{sys.executable} {ROOT}/", 1).split()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    scores = pd.read_csv("params/next.scores.csv", sep=";")
+    assert len(scores) == 9
+
+
+def test_a_data_set_without_anomalies_gets_a_thousand(place, capsys):
+    run = ["--data", "dimensions_small", "--grid", "grid.toml", "--cv", "2", "--run", "d"]
+    assert parameters.main([*run, "--classifier", "knn"]) == 0
+    entries = json.loads((place / "params/d/manifest.json").read_text())
+    assert "uniform" in json.dumps(entries)
+    folder = RunFolder(place / "params/d")
+    reader = LogReader(folder)
+    reader.refresh()
+    assert len(reader.lines) == 6
+
+
+def test_a_users_classifier_is_tuned_by_its_import_path(place, capsys):
+    name = "sklearn.naive_bayes.GaussianNB"
+    run = ["--data", "table.csv", "--label", "bad", "--grid", "grid.toml", "--run", "nb"]
+    assert parameters.main([*run, "--cv", "3", "--classifier", name]) == 0
+    lines = (place / "params/nb.out").read_text().splitlines()
+    assert {ast.literal_eval(line.split("\t")[1])["estimator"] for line in lines} == {name}
+    assert [ast.literal_eval(line.split("\t")[0]) for line in lines[:2]] == [
+        {"var_smoothing": 1e-9},
+        {"var_smoothing": 1e-6},
+    ]
+
+
+def test_dry_run_counts_and_leaves_nothing_behind(place, capsys):
+    assert parameters.main([*arguments("dry"), "--dry-run", "--n-jobs", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "knn" in out
+    assert "with 2 process(es)" in out
+    assert not (place / "params").exists()
+
+
+def test_merge_without_a_name_merges_every_run(place, capsys):
+    for name in ("one", "two"):
+        assert parameters.main(arguments(name)) == 0
+    capsys.readouterr()
+    assert parameters.main(["merge"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "9 fits in params/one.out",
+        "9 fits in params/two.out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--resume", "nine"], "there is no run 'nine' in params"),
+        (["--resume", "fist"], "did you mean 'first'?"),
+        (["--resume", "first", "--cv", "3"], "leave out --cv"),
+        (["--run", "first"], "run 'first' exists; continue it with --resume first"),
+        (["--run", "../up"], "a run has a plain name"),
+        (["--classifier", "adabost"], "did you mean 'adaboost'?"),
+        (["--grid", "nowhere.toml"], "grid 'nowhere.toml' cannot be read: No such file"),
+        (["--data", "nothing"], "nothing is neither a file nor"),
+        (["merge", "nine"], "there is no run 'nine'"),
+        (["--data", "table.csv", "--label", "badd"], "badd"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence_and_exit_code_2(place, capsys, given, message):
+    folder = RunFolder(place / "params" / "first")
+    folder.note(job={})
+    assert parameters.main(given) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("parameters.py: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_changed_data_is_refused_on_resume(place, capsys):
+    assert parameters.main(arguments("old")) == 0
+    frame = pd.read_csv("table.csv")
+    frame.loc[0, "size"] += 1e-9
+    frame.to_csv("table.csv", index=False)
+    capsys.readouterr()
+    assert parameters.main(["--resume", "old"]) == 2
+    error = capsys.readouterr().err
+    assert "run 'old' cannot be continued: data was" in error
+
+
+def test_help_teaches_with_examples(capsys):
+    for given in (["--help"], ["merge", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            parameters.main(given)
+        assert caught.value.code == 0
+        assert "python parameters.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "n_jobs"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+def test_ctrl_c_leaves_a_run_that_continues(place, number, n_jobs):
+    jobs = ["--n-jobs", str(n_jobs)]
+    command = [sys.executable, str(ROOT / "parameters.py"), *arguments("stop", *jobs)]
+    command += ["--classifier", "adaboost"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: logged_keys(place / "params" / "stop"))
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.fail("the run was over before it could be stopped")
+    assert process.returncode == 130
+    assert "python parameters.py --resume stop" in error
+    assert ("--n-jobs 2" in error) == (n_jobs == 2)
+    assert "Traceback" not in error
+    before = logged_keys(place / "params/stop")
+    assert parameters.main(["--resume", "stop"]) == 0
+    assert before <= logged_keys(place / "params/stop")
+    assert len(logged_keys(place / "params/stop")) == 183 * 3
+
+
+# A process that has everything imported, and forks one run after another.
+DRIVER = """
+import os, random, signal, sys, time
+sys.path.insert(0, {root!r})
+import parameters, sklearn.ensemble, sklearn.neighbors
+random.seed(7)
+null = os.open(os.devnull, os.O_WRONLY)
+def start(arguments):
+    child = os.fork()
+    if child == 0:
+        os.dup2(null, 1); os.dup2(null, 2)
+        os._exit(parameters.main(arguments))
+    return child
+fresh, again = {fresh!r}, {again!r}
+began = time.monotonic()
+child = start({whole!r})
+assert os.waitpid(child, 0)[1] == 0
+took = time.monotonic() - began
+kills = 0
+while kills < {kills}:
+    exists = os.path.exists("params/killed/run.json")
+    child = start(again if exists else fresh)
+    time.sleep(random.uniform(0.0, 0.25 * took))
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        assert status == 0, status
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        print(kills, flush=True)
+    if os.path.exists("params/killed.out"):  # it had ended: begin anew
+        os.rename("params/killed", f"params/killed-{{kills}}")
+        os.rename("params/killed.out", f"params/killed-{{kills}}.out")
+child = start(again if os.path.exists("params/killed/run.json") else fresh)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_kill_9_at_20_random_moments_loses_no_fit_and_ends_with_the_same_bits(place):
+    more = ["--classifier", "adaboost"]
+    code = DRIVER.format(
+        root=str(ROOT),
+        whole=arguments("whole", *more),
+        fresh=arguments("killed", *more),
+        again=["--resume", "killed"],
+        kills=20,
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    seen: set[str] = set()
+    said = []
+    with driver as process:
+        for line in process.stdout:
+            said.append(line)
+            now = logged_keys(place / "params/killed")
+            assert seen <= now or not now
+            seen = now
+    assert process.returncode == 0, "".join(said)
+    killed, whole = RunFolder(place / "params/killed"), RunFolder(place / "params/whole")
+    assert killed.plan()["answer"] == whole.plan()["answer"]
+    assert lines_without_times(killed) == lines_without_times(whole)
+    lines = killed.merged.read_text().splitlines()
+    assert len(lines) == len(whole.merged.read_text().splitlines()) == 183 * 3
+
+
+def test_workers_end_when_their_parent_is_killed(place):
+    command = [sys.executable, str(ROOT / "parameters.py"), *arguments("orphan", "--n-jobs", "2")]
+    process = subprocess.Popen(
+        [*command, "--classifier", "adaboost"],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    folder = place / "params" / "orphan"
+    wait_for(lambda: logged_keys(folder))
+    process.kill()
+    process.wait()
+    workers = {int(path.name.split(".")[2].split("-")[0]) for path in folder.glob("*.out.tmp")}
+    assert workers
+    wait_for(lambda: not any(map(is_alive, workers)))
+    assert parameters.main(["--resume", "orphan"]) == 0
+    assert len(logged_keys(folder)) == 183 * 3
+
+
+def logged_keys(path: Path) -> set[str]:
+    if not path.exists():
+        return set()
+    reader = LogReader(RunFolder(path))
+    reader.refresh()
+    return set(reader.lines)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat")
+        if state.exists():
+            return state.read_text().rpartition(")")[2].split()[0] != "Z"
+        os.kill(pid, 0)
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return True
+
+
+def wait_for(condition, timeout_s=60.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)

@@ -165,7 +165,7 @@ def test_a_staged_fit_is_one_fit():
         KNeighborsClassifier(n_neighbors=60),
         KNeighborsClassifier(weights=len),
     ],
-    ids=str,
+    ids=lambda classifier: str(classifier).partition(" at 0x")[0],
 )
 def test_no_stages_where_prefixes_are_not_exact(classifier):
     assert staged_parameter(classifier, 100) is None

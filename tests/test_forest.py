@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 
 import numpy as np
@@ -24,6 +25,9 @@ from anomaly import _core
 from anomaly.forest import RefusedValueError, compile_forest, float_cut
 
 N_FEATURES = 4
+# Compilers fuse scikit-learn's multiply-add of gradient boosting on processors that have it
+# by default; then the last bit of a score may differ.
+FUSES = platform.machine() not in ("x86_64", "AMD64")
 
 
 def table(missing=False):
@@ -86,7 +90,10 @@ def assert_equal(classifier, X):
     labels, scores = forest.decide(X)
     expected, expected_scores = reference(classifier, X)
     assert (labels == expected).all()
-    assert scores.tobytes() == expected_scores.tobytes()
+    if isinstance(classifier, GradientBoostingClassifier) and FUSES:
+        assert np.allclose(scores, expected_scores, rtol=1e-12, atol=1e-12)
+    else:
+        assert scores.tobytes() == expected_scores.tobytes()
     for row, label, score in zip(X[:20], labels, scores, strict=False):
         assert forest.decide_one(row.tolist()) == (label, score)
 

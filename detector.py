@@ -15,7 +15,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, cast
 
@@ -27,13 +28,16 @@ from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.pipeline import Pipeline
 
-from anomaly import injection, loading
+from anomaly import evaluation, injection, loading
 from anomaly.encoding import RecordEncoder
 from anomaly.errors import AnomalyError, DataError, ParameterError
 from anomaly.exported import ExportedClassifier, export_classifier
 from anomaly.metrics import Ratios, confusion_ratios
+from anomaly.report import Report
+from anomaly.threshold import anomaly_scores
 from anomaly.tuning import TuningResult, family, tune
 from anomaly.tuning.engine import seeded
+from anomaly.voting import tune_families
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,12 +82,42 @@ class Evaluation:
         injection): number of rows, number flagged, and their share.
     seconds_per_row : float
         Prediction time over the whole test half, per row.
+    truth, scores, flagged : ndarray of shape (n_rows,)
+        Labels, scores and decisions of the test rows.
+    origin : ndarray of str of shape (n_rows,)
+        What ``by_type`` groups by.
     """
 
     matrix: NDArray[np.int64]
     ratios: Ratios
     by_type: pd.DataFrame
     seconds_per_row: float
+    truth: NDArray[np.bool_] = field(repr=False)
+    scores: NDArray[np.float64] = field(repr=False)
+    flagged: NDArray[np.bool_] = field(repr=False)
+    origin: NDArray[Any] = field(repr=False)
+
+    @cached_property
+    def report(self) -> Report:
+        """Ranking with intervals beside a random score, top of the list, and types.
+
+        ``print(report)`` shows the tables, ``report.to_html(path)`` writes one
+        page with the curves. Made when first asked for.
+
+        Raises
+        ------
+        DataError
+            If the test half holds rows of one kind only.
+        """
+        made = self.truth & ~np.isin(self.origin, ["label", "appended"])
+        return evaluation.evaluate(
+            self.truth,
+            self.scores,
+            predicted=self.flagged,
+            types=self.origin,
+            injected=bool(made.any()),
+            title="Held-out half",
+        )
 
 
 class Detector:
@@ -97,6 +131,10 @@ class Detector:
     label : str, optional
         Column that says which rows are anomalous: booleans, 0 and 1, or two
         values of which the second in sorted order is the anomaly.
+    unlabelled : {"error", "normal"}, default "error"
+        Whether a row without a label is refused, or taken for normal and noted
+        as ``unlabelled`` in the column ``origin``: with few labels most of
+        these rows are normal (see `anomaly.few_labels`).
     categorical : sequence of str, optional
         Features that are categories. By default those that are not numbers.
     missing : {"drop", "keep"}, default "drop"
@@ -148,12 +186,14 @@ class Detector:
         frame: pd.DataFrame,
         *,
         label: str | None = None,
+        unlabelled: str = "error",
         categorical: Sequence[str] | None = None,
         missing: str = "drop",
         duplicates: str = "drop",
         scaling: str = "standard",
         random_state: int = 0,
     ) -> None:
+        _check_choice("unlabelled", unlabelled, ("error", "normal"))
         _check_choice("missing", missing, ("drop", "keep"))
         _check_choice("duplicates", duplicates, ("drop", "keep"))
         self.missing = missing
@@ -166,7 +206,7 @@ class Detector:
         self.manifest = injection.Manifest()
         self.loaded: loading.Report | None = None
         self.report: dict[str, int] = {"rows": len(frame)}
-        self.frame = self._with_notes(frame, label)
+        self.frame = self._with_notes(frame, label, unlabelled)
         self.clean()
 
     @classmethod
@@ -185,7 +225,9 @@ class Detector:
             ``columns``, ``units``, …) and of the constructor.
         """
         own = {k: options.pop(k) for k in _CONSTRUCTOR_OPTIONS & options.keys()}
-        options["missing"] = own.get("missing", "drop")
+        # Rows without a label must reach the constructor, which drops the others itself.
+        keep = own.get("unlabelled") == "normal"
+        options["missing"] = "keep" if keep else own.get("missing", "drop")
         return cls._from_loaded(loading.read_csv(source, label=label, **options), own)
 
     @classmethod
@@ -359,8 +401,8 @@ class Detector:
 
     def tune_parameters(
         self,
-        clf: BaseEstimator,
-        grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]],
+        clf: BaseEstimator | Mapping[str, Any],
+        grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]] | None = None,
         cv: Any = 5,
         n_jobs: int = 1,
         scoring: str = "f1",
@@ -370,16 +412,20 @@ class Detector:
 
         Parameters
         ----------
-        clf : classifier
+        clf : classifier, or mapping of str to grid
+            A mapping names several families, each with its grid: all are tuned
+            and the three best are averaged (see `anomaly.voting.tune_families`).
         grid : mapping of str to sequence, or a sequence of such
             Values to try for each parameter of ``clf``, and ``oversample``: how
-            many times as many injected rows to train on.
+            many times as many injected rows to train on. Left out where ``clf``
+            holds the grids.
         cv : int or splitter, default 5
         n_jobs : int, default 1
             Worker processes; -1 for one per processor.
         scoring : str, default "f1"
         **options
-            Those of `anomaly.tuning.tune` (``search``, ``log``, ``progress``, …).
+            Those of `anomaly.tuning.tune` (``search``, ``log``, ``progress``, …),
+            and ``n_best`` for several families.
 
         Returns
         -------
@@ -389,17 +435,17 @@ class Detector:
         """
         self._check_formatted()
         options.setdefault("random_state", self.random_state)
-        result: TuningResult = tune(
-            clf,
-            grid,
-            self.xtrain,
-            self.ytrain.to_numpy().astype(int),
-            prepare=self.encoder(),
-            cv=cv,
-            n_jobs=n_jobs,
-            scoring=scoring,
-            **options,
-        )
+        options |= {"prepare": self.encoder(), "cv": cv, "n_jobs": n_jobs, "scoring": scoring}
+        labels = self.ytrain.to_numpy().astype(int)
+        if isinstance(clf, Mapping) == (grid is not None):
+            raise ParameterError(
+                "give a classifier and its grid, or a mapping of families to grids"
+            )
+        result: TuningResult
+        if isinstance(clf, Mapping):
+            result = tune_families(clf, self.xtrain, labels, **options)
+        else:
+            result = tune(clf, cast(Any, grid), self.xtrain, labels, **options)
         self.best_clf = result.best_estimator_
         self.tuning = result
         return Tuned(result.best_estimator_, result.best_params_, result.best_score_)
@@ -411,6 +457,11 @@ class Detector:
         ----------
         clf : fitted classifier, optional
             By default the one fitted last.
+
+        Returns
+        -------
+        Evaluation
+            Its ``report`` has the curves, intervals and chance levels.
         """
         fitted = self._fitted(clf)
         start = time.perf_counter()
@@ -422,8 +473,43 @@ class Detector:
         )
         matrix = self._confusion(flagged)
         return Evaluation(
-            matrix, confusion_ratios(matrix), by_type, seconds / max(len(flagged), 1)
+            matrix,
+            confusion_ratios(matrix),
+            by_type,
+            seconds / max(len(flagged), 1),
+            truth=self.ytest.to_numpy(),
+            scores=anomaly_scores(fitted, self.xtest),
+            flagged=flagged,
+            origin=self.origin_test.to_numpy(),
         )
+
+    def unusual(self, n: int = 10, clf: BaseEstimator | None = None) -> pd.DataFrame:
+        """The rows with the highest scores, most unusual first.
+
+        Parameters
+        ----------
+        n : int, default 10
+        clf : fitted classifier, optional
+            By default the one fitted last.
+
+        Returns
+        -------
+        DataFrame
+            Features, ``score`` (above its threshold if ``flagged``), and
+            ``because``, the feature with the largest share in the score, where
+            the classifier has ``explain``.
+        """
+        fitted = self._fitted(clf)
+        scores = anomaly_scores(fitted, self.frame[self.features])
+        top = np.argsort(-scores, kind="stable")[:n]
+        rows = self.frame[self.features].iloc[top]
+        flagged = np.asarray(fitted.predict(rows)).astype(bool)
+        result = rows.assign(score=scores[top], flagged=flagged)
+        if isinstance(fitted, Pipeline) and hasattr(fitted[-1], "explain"):
+            shares = fitted[-1].explain(fitted[:-1].transform(rows)).to_numpy()
+            origins = np.asarray(fitted[0].origins_)
+            result["because"] = origins[shares.argmax(axis=1)]
+        return result
 
     def predict(self, *values: Any, **record: Any) -> bool:
         """Whether one record is an anomaly.
@@ -543,13 +629,17 @@ class Detector:
 
     # -- private ------------------------------------------------------------
 
-    def _with_notes(self, frame: pd.DataFrame, label: str | None) -> pd.DataFrame:
+    def _with_notes(self, frame: pd.DataFrame, label: str | None, unlabelled: str) -> pd.DataFrame:
         notes = {
             "duplicate": frame["duplicate"].astype(bool) if "duplicate" in frame else False,
-            "odd": _labels(frame, label),
+            "odd": _labels(frame, label, unlabelled),
         }
         framed = frame[self.features].assign(**notes)
-        origin = np.where(framed["odd"], "label", "record")
+        origin = np.where(framed["odd"], "label", "record").astype(object)
+        if label is not None and unlabelled == "normal":
+            unknown = frame[label].isna().to_numpy()
+            origin[unknown] = "unlabelled"
+            self.report["unlabelled"] = int(unknown.sum())
         return framed.assign(origin=origin)
 
     def _rows(self, points: Iterable[Any]) -> pd.DataFrame:
@@ -654,7 +744,7 @@ class Detector:
         return scores
 
 
-_CONSTRUCTOR_OPTIONS = {"missing", "duplicates", "scaling", "random_state"}
+_CONSTRUCTOR_OPTIONS = {"missing", "duplicates", "scaling", "random_state", "unlabelled"}
 
 
 def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
@@ -673,25 +763,26 @@ def _categorical_columns(frame: pd.DataFrame, chosen: Sequence[str] | None) -> l
     return list(chosen)
 
 
-def _labels(frame: pd.DataFrame, label: str | None) -> pd.Series | bool:
+def _labels(frame: pd.DataFrame, label: str | None, unlabelled: str) -> pd.Series | bool:
     """Which rows are anomalous: from the label column, else from an earlier ``odd`` note."""
     if label is None:
         return frame["odd"].astype(bool) if "odd" in frame else False
     if label not in frame:
         raise ParameterError(f"label must be a column of {list(frame.columns)}, got {label!r}")
     values = frame[label]
-    if values.isna().any():
+    if values.isna().any() and unlabelled == "error":
         raise DataError(
-            f"{label}: every row needs a label, {int(values.isna().sum())} are missing"
+            f"{label}: every row needs a label, {int(values.isna().sum())} are missing "
+            f"(unlabelled='normal' takes them for normal)"
         )
-    found = sorted(values.unique())
+    found = sorted(values.dropna().unique())
     if len(found) > 2:
         raise DataError(f"{label} must have two values (normal, anomaly), got {len(found)}")
     if set(found) <= {0, 1}:
-        return values.astype(bool)
+        return values.eq(1).fillna(False).astype(bool)
     if len(found) < 2:
         raise DataError(f"{label} must have two values (normal, anomaly), got {found}")
-    return values == found[1]
+    return values.eq(found[1]).fillna(False).astype(bool)
 
 
 def _axes(ax: Axes | None) -> tuple[Figure, Axes]:
@@ -719,8 +810,13 @@ examples:
       over the bounding box, fit on one half, judge on the other
   python detector.py measurements.csv --label faulty --plot measurements.png
       a table of your own with a label column
-  python detector.py dimensions --inject 1000 --export anomaly_classifier.clf
-      also write the classify function for production/classify.py
+  python detector.py measurements.csv --export anomaly_classifier.clf
+      no labels: list the most unusual rows, and write the classify function for
+      production/classify.py
+  python detector.py measurements.csv --label faulty --unlabelled normal --classifier few_labels
+      a few labels: rows with an empty label are taken for normal
+
+Which classifier to use with no, few or all labels: docs/choosing.md
 
 To search for the best parameters first, see: python parameters.py --help
 """
@@ -740,13 +836,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--catalogue", help="catalogue of data sets (TOML; default: the bundled one)"
     )
     parser.add_argument("--label", help="column of a CSV file that holds the labels")
+    parser.add_argument(
+        "--unlabelled",
+        choices=["error", "normal"],
+        default="error",
+        help="rows with an empty label are refused, or taken for normal",
+    )
     parser.add_argument("--separator", help="of a CSV file; found by itself when not given")
     parser.add_argument("--decimal", default=".", help="decimal mark of a CSV file (default .)")
     parser.add_argument("--inject", type=int, metavar="N", help="inject N anomalies")
     parser.add_argument("--strategy", default="uniform", help="of the injection (default uniform)")
-    parser.add_argument("--classifier", default="random_forest", help="family to fit")
+    parser.add_argument(
+        "--classifier", help="family to fit (default random_forest; ensemble without labels)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of injection, split and fit")
     parser.add_argument("--plot", metavar="FILE", help="picture of records and boundaries")
+    parser.add_argument("--report", metavar="FILE", help="page of curves and intervals (HTML)")
     parser.add_argument("--export", metavar="FILE", help="classify function to write")
     return parser
 
@@ -765,6 +870,7 @@ def load(arguments: argparse.Namespace) -> Detector:
     return Detector.from_csv(
         arguments.data,
         label=arguments.label,
+        unlabelled=getattr(arguments, "unlabelled", "error"),
         separator=arguments.separator,
         decimal=arguments.decimal,
         random_state=arguments.seed,
@@ -772,19 +878,41 @@ def load(arguments: argparse.Namespace) -> Detector:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Load, inject, split, fit, judge, plot, export."""
-    classifier = seeded(family(arguments.classifier).make(), arguments.seed)
+    """Load, inject, split, fit, judge or list, plot, report, export."""
+    if arguments.classifier:
+        family(arguments.classifier)  # refuse an unknown one before loading
     detector = load(arguments)
     if arguments.inject:
         detector.inject(arguments.inject, arguments.strategy)
-    if not detector.frame["odd"].any():
-        raise DataError("there are no anomalies to learn from: name a --label or --inject some")
+    labelled = bool(detector.frame["odd"].any())
+    name = arguments.classifier or ("random_forest" if labelled else "ensemble")
+    classifier = seeded(family(name).make(), arguments.seed)
+    if not labelled and arguments.report:
+        raise DataError("a report needs anomalies to judge by: name a --label or --inject some")
     seconds = detector.format().classify(classifier).seconds
-    show(detector, seconds)
+    if labelled:
+        show(detector, seconds)
+    else:
+        show_unusual(detector)
     if arguments.plot:
         _save_plot(detector, arguments.plot)
+    if arguments.report:
+        print(f"wrote {detector.evaluate().report.to_html(arguments.report)}")
     if arguments.export:
         print(f"wrote {detector.export(arguments.export)}")
+
+
+def show_unusual(detector: Detector) -> None:
+    """Print the most unusual rows of a table without labels."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = detector.unusual()
+    table = Table("row", *map(str, rows.columns), title="no labels: the most unusual rows")
+    for number, row in rows.iterrows():
+        shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row)
+        table.add_row(str(number), *shown)
+    Console().print(table)
 
 
 def show(detector: Detector, seconds: float) -> None:

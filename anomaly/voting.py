@@ -1,8 +1,8 @@
-"""A detector for fully labelled tables: the mean of the best few of several families."""
+"""Detectors for fully labelled tables: the mean of the best few of several families."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -18,14 +18,19 @@ from sklearn.ensemble import (
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import RobustScaler, StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from xgboost import XGBClassifier
 
 from anomaly.base import BaseDetector, Interval
-from anomaly.errors import DataError
+from anomaly.errors import DataError, ParameterError
+from anomaly.tuning import TuningResult, family, tune
+from anomaly.tuning.engine import Grid, seeded
+from anomaly.tuning.folds import Folds
+from anomaly.tuning.scores import count, ratio_scores, scorer
+from anomaly.tuning.units import OVERSAMPLE, candidate_classifier
 
 Candidates = Sequence[tuple[str, BaseEstimator]]
 
@@ -39,7 +44,8 @@ class MeanOfBestDetector(BaseDetector):
     Parameters
     ----------
     candidates : list of (str, estimator) or None, default=None
-        Classifiers with ``predict_proba``. None stands for random forest, extra
+        Classifiers. One without ``predict_proba`` takes part with the logistic
+        of its ``decision_function``. None stands for random forest, extra
         trees, XGBoost, histogram boosting, nearest neighbours and logistic
         regression, as `default_candidates` makes them.
     n_best : int, default=3
@@ -163,7 +169,7 @@ class MeanOfBestDetector(BaseDetector):
         """
         check_is_fitted(self)
         table = validate_data(self, X, dtype=np.float64, reset=False)
-        mean = np.mean([part.predict_proba(table)[:, 1] for _, part in self.best_], axis=0)
+        mean = np.mean([_probability(part, table) for _, part in self.best_], axis=0)
         return np.column_stack([1.0 - mean, mean])
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -207,6 +213,181 @@ class MeanOfBestDetector(BaseDetector):
             ]
         )
         return found.mean(axis=1), found.std(axis=1)
+
+
+def _probability(part: Any, table: NDArray[np.float64]) -> NDArray[np.float64]:
+    if hasattr(part, "predict_proba"):
+        return np.asarray(part.predict_proba(table)[:, 1], dtype=float)
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * part.decision_function(table))))
+
+
+def tune_families(
+    grids: Mapping[str, Grid],
+    X: Any,
+    y: ArrayLike,
+    *,
+    n_best: int = 3,
+    prepare: Any = None,
+    cv: Any = 5,
+    scoring: str = "f1",
+    random_state: int | None = 0,
+    refit: bool = True,
+    **options: Any,
+) -> TuningResult:
+    """Tune several families and take the mean of the best few.
+
+    Parameters
+    ----------
+    grids : mapping of str to grid
+        Name of each family, or import path, and the values to try.
+    X : array-like or DataFrame of shape (n_samples, n_features)
+    y : array-like of shape (n_samples,)
+        1 or True is the anomaly.
+    n_best : int, default=3
+        How many families are averaged, each with its best parameters.
+    prepare, cv, scoring, random_state, refit, **options
+        As for `anomaly.tuning.tune`.
+
+    Returns
+    -------
+    TuningResult
+        ``best_estimator_`` is a pipeline of ``prepare`` and a
+        `MeanOfBestDetector`, ``best_params_`` the parameters of each averaged
+        family, ``best_score_`` the mean's own score over the same folds, and
+        ``table`` has one row per family: ``family``, ``params``,
+        ``mean_score`` and ``used``, best first.
+
+    Raises
+    ------
+    ParameterError
+        If a grid asks for ``oversample``: injected rows are not mixed into
+        real labels here.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_classification
+    >>> from anomaly.voting import tune_families
+    >>> X, y = make_classification(200, class_sep=0.8, random_state=0)
+    >>> grids = {"knn": {"n_neighbors": [3, 9]}, "logistic_regression": {"C": [0.1, 1.0]},
+    ...          "sklearn.naive_bayes.GaussianNB": {}}
+    >>> result = tune_families(grids, X, y, n_best=2, cv=3)
+    >>> sorted(result.best_params_)
+    ['logistic_regression', 'sklearn.naive_bayes.GaussianNB']
+    """
+    _check_families(grids, n_best)
+    results = {
+        name: tune(
+            name,
+            grid,
+            X,
+            y,
+            prepare=prepare,
+            cv=cv,
+            scoring=scoring,
+            random_state=random_state,
+            refit=False,
+            **options,
+        )
+        for name, grid in grids.items()
+    }
+    return mean_of_families(
+        results,
+        X,
+        y,
+        n_best=n_best,
+        prepare=prepare,
+        cv=cv,
+        scoring=scoring,
+        random_state=random_state,
+        refit=refit,
+    )
+
+
+def mean_of_families(
+    results: Mapping[str, TuningResult],
+    X: Any,
+    y: ArrayLike,
+    *,
+    n_best: int = 3,
+    prepare: Any = None,
+    cv: Any = 5,
+    scoring: str = "f1",
+    random_state: int | None = 0,
+    refit: bool = True,
+) -> TuningResult:
+    """The mean of the best few families that were tuned one by one.
+
+    Parameters
+    ----------
+    results : mapping of str to TuningResult
+        By family or import path.
+    X, y, n_best, prepare, cv, scoring, random_state, refit
+        As for `tune_families`.
+
+    Returns
+    -------
+    TuningResult
+    """
+    order = sorted(results, key=lambda name: -results[name].best_score_)
+    best = order[:n_best]
+    parts = [
+        (
+            name,
+            candidate_classifier(
+                seeded(family(name).make(), random_state), results[name].best_params_
+            ),
+        )
+        for name in best
+    ]
+    mean = MeanOfBestDetector(parts, n_best=len(parts))
+    labels = np.asarray(y)
+    score = _cross_validated(
+        mean, Folds(X, labels, prepare=prepare, cv=cv, random_state=random_state), scoring
+    )
+    steps = [("prepare", clone(prepare))] if prepare is not None else []
+    pipeline = Pipeline([*steps, ("classifier", mean)])
+    return TuningResult(
+        best_estimator_=pipeline.fit(X, labels) if refit else None,
+        best_params_={name: results[name].best_params_ for name in best},
+        best_score_=score,
+        table=pd.DataFrame(
+            {
+                "family": order,
+                "params": [results[name].best_params_ for name in order],
+                "mean_score": [results[name].best_score_ for name in order],
+                "used": [name in best for name in order],
+            }
+        ),
+        n_candidates_=sum(result.n_candidates_ for result in results.values()),
+        n_distinct_=sum(result.n_distinct_ for result in results.values()),
+        n_fits_=sum(result.n_fits_ for result in results.values()),
+        n_resumed_=sum(result.n_resumed_ for result in results.values()),
+    )
+
+
+def _check_families(grids: Mapping[str, Grid], n_best: int) -> None:
+    if not grids or n_best < 1:
+        raise ParameterError("grids must name a family and n_best must be 1 or more")
+    for name, grid in grids.items():
+        family(name)
+        parts = [grid] if isinstance(grid, Mapping) else grid
+        if any(OVERSAMPLE in part for part in parts):
+            raise ParameterError(
+                f"{name}: leave {OVERSAMPLE} out of the grid; the mean of several families "
+                f"learns from the rows as they are"
+            )
+
+
+def _cross_validated(mean: MeanOfBestDetector, folds: Folds, scoring: str) -> float:
+    measure = scorer(scoring)
+    scores = []
+    for fold in range(len(folds)):
+        data = folds.prepared(fold)
+        fitted = clone(mean).fit(data.X_train, data.y_train)
+        anomaly = folds.classes[-1]
+        flags = [np.asarray(v == anomaly) for v in (fitted.predict(data.X_test), data.y_test)]
+        scores.append(measure(ratio_scores(count(flags[0], flags[1]))))
+    return float(np.mean(scores))
 
 
 def default_candidates(seed: int | None = None) -> list[tuple[str, BaseEstimator]]:

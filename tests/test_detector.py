@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
 
 import detector as detector_module
 from detector import Detector, confusion_ratios
+from production.classify import load
 from tests.conftest import ROOT
 
 
@@ -123,6 +125,21 @@ def test_manifest_names_the_rows_that_were_injected():
         "uniform": 10,
         "class_swap": 5,
     }
+
+
+def test_rows_without_a_label_are_taken_for_normal_on_request(tmp_path):
+    frame = records(12).assign(state=[1, 0, None, np.nan] * 3)
+    frame.loc[0, "length"] = np.nan
+    frame.to_csv(tmp_path / "few.csv", index=False)
+    options = {"label": "state", "unlabelled": "normal"}
+    for detector in (
+        Detector(frame, **options),
+        Detector.from_csv(tmp_path / "few.csv", **options),
+    ):
+        assert detector.report["unlabelled"] == 6
+        counts = detector.frame["origin"].value_counts().to_dict()
+        assert counts == {"unlabelled": 6, "record": 3, "label": 2}  # one has no length
+        assert not detector.frame.loc[detector.frame["origin"] == "unlabelled", "odd"].any()
 
 
 # -- halves -------------------------------------------------------------------
@@ -267,6 +284,61 @@ def test_class_codes_do_not_depend_on_the_hash_seed():
     assert len(outputs) == 1
 
 
+def test_evaluation_reports_ranking_beside_chance(tmp_path):
+    detector = prepared()
+    detector.classify(RandomForestClassifier(20, random_state=0))
+    evaluation = detector.evaluate()
+    report = evaluation.report
+    assert report is evaluation.report
+    ranking = report.tables["Ranking"]
+    assert list(ranking.index) == ["score", "random score"]
+    scores = detector.best_clf.predict_proba(detector.xtest)[:, 1]
+    assert ranking.loc["score", "AUROC"] == pytest.approx(roc_auc_score(detector.ytest, scores))
+    assert set(report.tables["By type"].index) == {"record", "uniform"}
+    assert "injected" in report.notes[0]
+    assert report.to_html(tmp_path / "r.html").stat().st_size > 10_000
+
+
+def test_real_labels_get_no_note_about_injection():
+    frame = records(80).assign(state=[0, 0, 0, 1] * 20)
+    detector = Detector(frame, label="state").format(seed=0)
+    detector.classify(RandomForestClassifier(5, random_state=0))
+    assert detector.evaluate().report.notes == []
+
+
+def test_several_families_are_tuned_and_averaged():
+    detector = prepared()
+    families = {"knn": {"n_neighbors": [1, 5]}, "logistic_regression": {"C": [0.1, 1.0]}}
+    tuned = detector.tune_parameters(families, cv=3, n_best=2)
+    assert set(tuned.parameters) == set(families)
+    assert tuned.estimator is detector.best_clf
+    one = {"class": "human", "length": 2500.0, "width": 1000.0}
+    expected = bool(tuned.estimator.predict(pd.DataFrame([one]))[0])
+    assert detector.predict(class_="human", length=2500.0, width=1000.0) == expected
+
+
+def test_families_and_a_grid_do_not_go_together():
+    with pytest.raises(ValueError, match="a mapping of families to grids"):
+        prepared().tune_parameters({"knn": {}}, {"n_neighbors": [1]})
+    with pytest.raises(ValueError, match="give a classifier and its grid"):
+        prepared().tune_parameters(LogisticRegression())
+
+
+@pytest.mark.parametrize("name", ["ensemble", "few_labels", "mean_of_best", "budget"])
+def test_detectors_of_tables_are_tuned_and_exported_by_name(name, tmp_path):
+    detector = prepared(240, 40)
+    options = {
+        "ensemble": {"mode": ["light"]},
+        "few_labels": {"n_trees": [5]},
+        "mean_of_best": {"n_best": [1], "candidates": [[("line", LogisticRegression())]]},
+        "budget": {"false_alarm_rate": [0.2], "estimator": [LogisticRegression()]},
+    }
+    detector.tune_parameters(name, options[name], cv=2)
+    fun = load(detector.export(tmp_path / "a.clf"))
+    flags = detector.best_clf.predict(detector.xtest).astype(bool)
+    assert fun(detector.xtest).tolist() == flags.tolist()
+
+
 # -- plots --------------------------------------------------------------------
 
 
@@ -313,6 +385,32 @@ def test_command_line_loads_injects_fits_plots_and_exports(tmp_path, capsys):
     assert picture.stat().st_size > 1000
     assert clf.stat().st_size > 1000
     assert "F1" in capsys.readouterr().out
+
+
+def test_command_line_lists_unusual_rows_where_nothing_is_labelled(tmp_path, capsys):
+    frame = records(150)
+    frame.loc[7, "width"] = 9e4
+    frame.to_csv(tmp_path / "plain.csv", index=False)
+    assert detector_module.main([str(tmp_path / "plain.csv")]) == 0
+    shown = capsys.readouterr().out
+    assert "no labels: the most unusual rows" in shown
+    first = next(line for line in shown.splitlines() if line.startswith("│"))
+    assert first.split()[1] == "7"
+    assert "width" in first
+    assert detector_module.main([str(tmp_path / "plain.csv"), "--report", "r.html"]) == 2
+    assert "a report needs anomalies" in capsys.readouterr().err
+
+
+def test_command_line_writes_a_report_of_few_labels(tmp_path, capsys):
+    frame = records(150).assign(state=np.where(np.arange(150) < 12, 1.0, np.nan))
+    frame.to_csv(tmp_path / "few.csv", index=False)
+    arguments = [
+        *(str(tmp_path / "few.csv"), "--label", "state", "--unlabelled", "normal"),
+        *("--classifier", "few_labels", "--report", str(tmp_path / "report.html")),
+    ]
+    assert detector_module.main(arguments) == 0
+    assert "report.html" in capsys.readouterr().out.replace("\n", "")
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(

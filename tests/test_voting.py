@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.naive_bayes import GaussianNB
+from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from anomaly.errors import DataError
-from anomaly.voting import MeanOfBestDetector
+from anomaly.errors import DataError, ParameterError
+from anomaly.tuning import tune
+from anomaly.voting import MeanOfBestDetector, tune_families
 
 CANDIDATES = [
     ("dummy", DummyClassifier()),
@@ -69,3 +72,46 @@ def test_the_default_families_run():
 def test_one_class_is_refused():
     with pytest.raises(DataError, match="y holds one class only"):
         MeanOfBestDetector(CANDIDATES).fit(table()[0], np.zeros(300))
+
+
+GRIDS = {
+    "knn": {"n_neighbors": [1, 9]},
+    "logistic_regression": {"C": [0.1, 1.0]},
+    "linear_svc": {"C": [1.0]},
+    "sklearn.dummy.DummyClassifier": {},
+}
+
+
+def test_families_are_tuned_one_by_one_and_the_best_averaged():
+    X, y = table()
+    result = tune_families(GRIDS, X, y, prepare=StandardScaler(), n_best=2, cv=3)
+    single = {n: tune(n, g, X, y, prepare=StandardScaler(), cv=3) for n, g in GRIDS.items()}
+    best = sorted(single, key=lambda name: -single[name].best_score_)[:2]
+    assert list(result.best_params_) == best
+    assert result.best_params_ == {name: single[name].best_params_ for name in best}
+    assert result.table["mean_score"].tolist() == sorted(
+        (part.best_score_ for part in single.values()), reverse=True
+    )
+    assert result.n_candidates_ == 6
+    mean = result.best_estimator_.predict_proba(X)[:, 1]
+    parts = [_shares(single[name].best_estimator_, X) for name in best]
+    assert mean == pytest.approx(np.mean(parts, axis=0))
+
+
+def _shares(estimator, X):
+    if hasattr(estimator, "predict_proba"):
+        return estimator.predict_proba(X)[:, 1]
+    return 1 / (1 + np.exp(-estimator.decision_function(X)))
+
+
+def test_the_score_of_the_mean_is_its_own_over_the_folds():
+    X, y = table()
+    result = tune_families(GRIDS, X, y, cv=3)
+    folds = StratifiedKFold(3)
+    expected = cross_val_score(clone(result.best_estimator_), X, y, cv=folds, scoring="f1")
+    assert result.best_score_ == pytest.approx(expected.mean())
+
+
+def test_injected_rows_are_not_mixed_into_the_mean():
+    with pytest.raises(ParameterError, match="knn: leave oversample out of the grid"):
+        tune_families({"knn": {"oversample": [1, 2]}}, *table())

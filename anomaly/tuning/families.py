@@ -94,6 +94,10 @@ FAMILIES: dict[str, Family] = {
         Family("knn", "sklearn.neighbors.KNeighborsClassifier"),
         Family("logistic_regression", "sklearn.linear_model.LogisticRegression"),
         Family("kernel_density", "anomaly.density.KernelDensityClassifier"),
+        Family("ensemble", "anomaly.ensemble.EnsembleDetector"),
+        Family("few_labels", "anomaly.few_labels.FewLabelsDetector"),
+        Family("mean_of_best", "anomaly.voting.MeanOfBestDetector"),
+        Family("budget", "anomaly.threshold.BudgetDetector"),
         _outlier("isolation_forest", "sklearn.ensemble.IsolationForest"),
         _outlier("local_outlier_factor", "sklearn.neighbors.LocalOutlierFactor"),
         _outlier("one_class_svm", "sklearn.svm.OneClassSVM"),
@@ -122,8 +126,9 @@ def family(name: str) -> Family:
         ...
     anomaly.errors.ParameterError: unknown classifier 'adabost', did you mean 'adaboost'? Known: \
 adaboost, mlp, linear_svc, rbf_svc, random_forest, extra_trees, gradient_boosting, \
-hist_gradient_boosting, xgboost, knn, logistic_regression, kernel_density, isolation_forest, \
-local_outlier_factor, one_class_svm, elliptic_envelope; or an import path, package.module.Class
+hist_gradient_boosting, xgboost, knn, logistic_regression, kernel_density, ensemble, few_labels, \
+mean_of_best, budget, isolation_forest, local_outlier_factor, one_class_svm, elliptic_envelope; \
+or an import path, package.module.Class
     """
     if name in FAMILIES:
         return FAMILIES[name]

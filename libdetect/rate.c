@@ -330,7 +330,8 @@ int rate_predict_with(const RateData *data, const RateOptions *options, int *sam
     if (w < 0)
         return w;
     rate_window d = {data->data_a, data->data_b, data->data_c, w};
-    return answer(rate_score(&d, options, &score), score, sample_result, prob);
+    int code = rate_score(&d, options, &score);
+    return answer(code, score, sample_result, prob);
 }
 
 int rate_predict(RateData *data, int *sample_result, float *prob)
@@ -352,5 +353,6 @@ int rate_predict_volume(const RateData *data, const RateData *volume, const Rate
         return DETECT_LENGTH;
     rate_window d = {data->data_a, data->data_b, data->data_c, w};
     rate_window v = {volume->data_a, volume->data_b, volume->data_c, w};
-    return answer(rate_volume_score(&d, &v, options, &score), score, sample_result, prob);
+    int code = rate_volume_score(&d, &v, options, &score);
+    return answer(code, score, sample_result, prob);
 }

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 # Names of the package that live in modules too heavy to load with it.
 _LAZY = {
+    "Detect": "anomaly.detect",
     "PurchaseNetworkDetector": "anomaly.purchases",
 }
 

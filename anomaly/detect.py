@@ -45,8 +45,8 @@ class Detect:
     Examples
     --------
     >>> import anomaly
-    >>> history = ",".join(["9", "10", "12"] * 121)
-    >>> data = {"window": 180, "dataC": history[:-5], "dataB": history[:-5]}
+    >>> history = ",".join(["9", "10", "12"] * 120 + ["9"])
+    >>> data = {"window": 180, "dataC": history, "dataB": history}
     >>> data["dataA"] = ",".join(["10", "9", "12"] * 60) + ",458"
     >>> code, answer = anomaly.Detect().value_predict(data)
     >>> code, answer["ret"], float(answer["p"]) < 0.15

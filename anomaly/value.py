@@ -268,7 +268,9 @@ class ValueDetector(BaseDetector):
             self._calibrate_default(rows[usable])
             return self
         if (~usable | anomalous).all():
-            raise DataError("X holds no usable window labelled normal")
+            raise DataError(
+                "X holds no usable window labelled normal: all have one class, the anomaly"
+            )
         told = None if groups is None else np.asarray(groups)[usable]
         self._train(rows[usable], anomalous[usable], told)
         return self

@@ -25,7 +25,7 @@ static double real(const uint8_t *p)
 static int sound_constants(const double *k)
 {
     for (int i = 0; i < KPI_CONSTANTS; i++)
-        if (!(fabs(k[i]) <= 1e6))
+        if (!(fabs(k[i]) <= 1e30))
             return 0;
     return k[KPI_JOIN_SLOPE] > 0 && k[KPI_JOIN_WEIGHT] >= 0 && k[KPI_JOIN_WEIGHT] <= 1 &&
            k[KPI_JOIN_SCALE] > 0 && k[KPI_JOIN_STEEPNESS] > 0 && k[KPI_FREE_SCALE] > 0;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
 
-from anomaly import datasets
+from anomaly import datasets, loading
 from anomaly.errors import MissingExtraError
+from anomaly.injection import SERIES_STRATEGIES, STRATEGIES
 from anomaly.loading import Catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,6 +121,29 @@ def test_the_command_writes_and_names_its_files(tmp_path):
 def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
     assert datasets.main(["simulate", "--out", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("python -m anomaly.datasets: error: ")
+
+
+def test_the_document_names_every_key_strategy_and_data_set():
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    keys = {*loading._FILE_KEYS, *loading._GROUP_KEYS, *loading._COLUMN_KEYS}
+    words = set(re.findall(r"\w+", text))
+    assert keys - words == set()
+    named = {*STRATEGIES, "mix", *SERIES_STRATEGIES, *loading._FILTERS, *CATALOGUE.names()}
+    assert named - set(re.findall(r"`(\w+)`", text)) == set()
+
+
+def test_the_documents_catalogue_is_valid(tmp_path):
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    example = text.partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "catalogue.toml").write_text(example)
+    (tmp_path / "sizes.csv").write_text("Length (in);fault;Line\n1 000,5;bad;A\n2;good;B\n")
+    loaded = loading.Catalogue(tmp_path / "catalogue.toml").load("everything")
+    assert loaded.frame.to_dict("list") == {
+        "class": ["part"],
+        "length": [1000.5 * 25.4],
+        "fault": [1],
+        "duplicate": [False],
+    }
 
 
 def test_extraction_says_what_it_needs(monkeypatch, tmp_path):

@@ -840,7 +840,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--unlabelled",
         choices=["error", "normal"],
         default="error",
-        help="rows with an empty label are refused, or taken for normal",
+        help="normal keeps rows with an empty label, as normal ones; error leaves them out",
     )
     parser.add_argument("--separator", help="of a CSV file; found by itself when not given")
     parser.add_argument("--decimal", default=".", help="decimal mark of a CSV file (default .)")

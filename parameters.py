@@ -20,6 +20,7 @@ from typing import Any
 
 import detector
 from anomaly.errors import AnomalyError, ParameterError
+from anomaly.evaluation import INJECTED_NOTE
 from anomaly.files import write_aside
 from anomaly.tuning import RunFolder, TuningResult, estimate, family
 from anomaly.tuning.folds import fingerprint_rows
@@ -28,6 +29,7 @@ from anomaly.tuning.progress import clock
 from anomaly.tuning.scores import SCORINGS
 from anomaly.tuning.searches import SEARCHES
 from anomaly.tuning.workers import interrupt_on_terminate
+from anomaly.voting import mean_of_families
 
 GRIDS = Path(__file__).resolve().parent / "params"
 FOLDER = "params"
@@ -45,6 +47,8 @@ examples:
       continue after a stop or a crash; start it twice to work with two processes
   python parameters.py --classifier sklearn.naive_bayes.GaussianNB --grid mine.toml
       any classifier by its import path, with a table ["sklearn.naive_bayes.GaussianNB"]
+  python parameters.py --data table.csv --label faulty --grid mine.toml --mean-of-best 3
+      also judge the mean of the three best families (see docs/choosing.md)
   python parameters.py merge faults
       join the logs of all processes and hosts into params/faults.out
 """
@@ -54,6 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "data": "dimensions",
     "catalogue": None,
     "label": None,
+    "unlabelled": "error",
     "separator": None,
     "decimal": ".",
     "inject": None,
@@ -66,6 +71,7 @@ DEFAULTS: dict[str, Any] = {
     "search": "grid",
     "trials": None,
     "train_scores": False,
+    "mean_of_best": None,
 }
 
 
@@ -83,6 +89,11 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--data", metavar="NAME|FILE", help="catalogue entry, CSV file, or -")
     data.add_argument("--catalogue", metavar="FILE", help="catalogue of data sets (TOML)")
     data.add_argument("--label", help="column of a CSV file that holds the labels")
+    data.add_argument(
+        "--unlabelled",
+        choices=["error", "normal"],
+        help="normal keeps rows with an empty label, as normal ones",
+    )
     data.add_argument("--separator", help="of a CSV file; found by itself when not given")
     data.add_argument("--decimal", help="decimal mark of a CSV file (default .)")
     data.add_argument(
@@ -100,6 +111,12 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("--trials", type=int, metavar="N", help="of --search optuna")
     search.add_argument("--cv", type=int, metavar="K", help="folds (default 5)")
     search.add_argument("--scoring", choices=list(SCORINGS), help="what to maximise (default f1)")
+    search.add_argument(
+        "--mean-of-best",
+        type=int,
+        metavar="N",
+        help="also judge the mean of the N best classifiers, each with its best parameters",
+    )
     search.add_argument("--seed", type=int, help="of injection, split and fits (default 0)")
     search.add_argument("--train-scores", action="store_true", help="log the training halves, too")
     run = parser.add_argument_group("run")
@@ -148,7 +165,11 @@ def tune(arguments: argparse.Namespace) -> int:
         return 130
     finally:
         restore_terminate(before)
+    if job["mean_of_best"]:
+        results.append(mean_of_best(dict(results), job, rows))
     finish(folder, results, job)
+    if rows.manifest.entries:
+        print(INJECTED_NOTE)
     return 0
 
 
@@ -251,6 +272,23 @@ def tune_one(
         refit=False,
     )
     return rows.tuning
+
+
+def mean_of_best(
+    results: Mapping[str, TuningResult], job: Mapping[str, Any], rows: detector.Detector
+) -> tuple[str, TuningResult]:
+    """The mean of the best classifiers of the run, over the same folds."""
+    return f"mean of best {job['mean_of_best']}", mean_of_families(
+        results,
+        rows.xtrain,
+        rows.ytrain.to_numpy().astype(int),
+        n_best=job["mean_of_best"],
+        prepare=rows.encoder(),
+        cv=job["cv"],
+        scoring=job["scoring"],
+        random_state=job["seed"],
+        refit=False,
+    )
 
 
 def finish(

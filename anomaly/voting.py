@@ -274,7 +274,7 @@ def tune_families(
     >>> sorted(result.best_params_)
     ['logistic_regression', 'sklearn.naive_bayes.GaussianNB']
     """
-    _check_families(grids, n_best)
+    _check_families(grids)
     results = {
         name: tune(
             name,
@@ -320,7 +320,8 @@ def mean_of_families(
     Parameters
     ----------
     results : mapping of str to TuningResult
-        By family or import path.
+        By family or import path. Candidates that trained on extra injected
+        rows are passed over.
     X, y, n_best, prepare, cv, scoring, random_state, refit
         As for `tune_families`.
 
@@ -328,15 +329,13 @@ def mean_of_families(
     -------
     TuningResult
     """
-    order = sorted(results, key=lambda name: -results[name].best_score_)
+    if n_best < 1:
+        raise ParameterError(f"n_best must be 1 or more, got {n_best}")
+    chosen = {name: _best_without_injection(name, results[name]) for name in results}
+    order = sorted(chosen, key=lambda name: -chosen[name][1])
     best = order[:n_best]
     parts = [
-        (
-            name,
-            candidate_classifier(
-                seeded(family(name).make(), random_state), results[name].best_params_
-            ),
-        )
+        (name, candidate_classifier(seeded(family(name).make(), random_state), chosen[name][0]))
         for name in best
     ]
     mean = MeanOfBestDetector(parts, n_best=len(parts))
@@ -348,13 +347,13 @@ def mean_of_families(
     pipeline = Pipeline([*steps, ("classifier", mean)])
     return TuningResult(
         best_estimator_=pipeline.fit(X, labels) if refit else None,
-        best_params_={name: results[name].best_params_ for name in best},
+        best_params_={name: chosen[name][0] for name in best},
         best_score_=score,
         table=pd.DataFrame(
             {
                 "family": order,
-                "params": [results[name].best_params_ for name in order],
-                "mean_score": [results[name].best_score_ for name in order],
+                "params": [chosen[name][0] for name in order],
+                "mean_score": [chosen[name][1] for name in order],
                 "used": [name in best for name in order],
             }
         ),
@@ -365,9 +364,20 @@ def mean_of_families(
     )
 
 
-def _check_families(grids: Mapping[str, Grid], n_best: int) -> None:
-    if not grids or n_best < 1:
-        raise ParameterError("grids must name a family and n_best must be 1 or more")
+def _best_without_injection(name: str, result: TuningResult) -> tuple[dict[str, Any], float]:
+    """Parameters and score of the best candidate that saw the rows as they are."""
+    plain = [params.get(OVERSAMPLE, 1) == 1 for params in result.table["params"]]
+    table = result.table[plain].dropna(subset="mean_score")
+    if table.empty:
+        raise ParameterError(f"{name}: no candidate was fitted without {OVERSAMPLE}")
+    row = table.iloc[int(np.argmax(table["mean_score"].to_numpy()))]
+    params = {key: value for key, value in row["params"].items() if key != OVERSAMPLE}
+    return params, float(row["mean_score"])
+
+
+def _check_families(grids: Mapping[str, Grid]) -> None:
+    if not grids:
+        raise ParameterError("grids must name a family")
     for name, grid in grids.items():
         family(name)
         parts = [grid] if isinstance(grid, Mapping) else grid

@@ -34,6 +34,8 @@ n_neighbors = [1, 3, 5]
 var_smoothing = [1e-9, 1e-6]
 """
 
+NAIVE = "sklearn.naive_bayes.GaussianNB"
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
@@ -87,6 +89,35 @@ def test_a_data_set_without_anomalies_gets_a_thousand(place, capsys):
     reader = LogReader(folder)
     reader.refresh()
     assert len(reader.lines) == 6
+
+
+def test_the_mean_of_the_best_is_judged_beside_them(place, capsys):
+    assert parameters.main(arguments("mean", "--classifier", NAIVE, "--mean-of-best", "2")) == 0
+    out = capsys.readouterr().out
+    assert "mean of best 2" in out
+    answer = json.loads((place / "params/mean/run.json").read_text())["answer"]
+    assert set(answer) == {"knn", NAIVE, "mean of best 2"}
+    assert "injected" not in out
+
+
+def test_few_labels_are_read_where_rows_have_none(place, capsys):
+    frame = pd.read_csv("table.csv")
+    frame["bad"] = frame["bad"].where(frame.index % 4 == 0).astype("Int64")
+    frame.to_csv("table.csv", index=False)
+    assert parameters.main(arguments("few")) == 0
+    assert parameters.main(arguments("all", "--unlabelled", "normal")) == 0
+    judged = {}
+    for run in ("few", "all"):
+        lines = (place / f"params/{run}.out").read_text().splitlines()[:3]
+        scores = [ast.literal_eval(line.split("\t")[1]) for line in lines]
+        judged[run] = sum(score[n] for score in scores for n in ("tn", "fp", "fn", "tp"))
+    assert judged == {"few": 30, "all": 120}
+
+
+def test_a_run_on_injected_labels_says_what_they_mean(place, capsys):
+    run = ["--data", "dimensions_small", "--grid", "grid.toml", "--cv", "2", "--run", "i"]
+    assert parameters.main([*run, "--classifier", "knn"]) == 0
+    assert "say little about real anomalies" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_users_classifier_is_tuned_by_its_import_path(place, capsys):

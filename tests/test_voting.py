@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
@@ -12,9 +13,10 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
+from anomaly.encoding import RecordEncoder
 from anomaly.errors import DataError, ParameterError
 from anomaly.tuning import tune
-from anomaly.voting import MeanOfBestDetector, tune_families
+from anomaly.voting import MeanOfBestDetector, mean_of_families, tune_families
 
 CANDIDATES = [
     ("dummy", DummyClassifier()),
@@ -110,6 +112,20 @@ def test_the_score_of_the_mean_is_its_own_over_the_folds():
     folds = StratifiedKFold(3)
     expected = cross_val_score(clone(result.best_estimator_), X, y, cv=folds, scoring="f1")
     assert result.best_score_ == pytest.approx(expected.mean())
+
+
+def test_candidates_that_trained_on_injected_rows_are_passed_over():
+    X, y = table()
+    frame = pd.DataFrame(X, columns=list("abc"))
+    options = {"prepare": RecordEncoder(), "cv": 3}
+    mixed = tune("knn", {"n_neighbors": [9], "oversample": [1, 3]}, frame, y, **options)
+    plain = tune("knn", {"n_neighbors": [9]}, frame, y, **options)
+    mean = mean_of_families({"knn": mixed}, frame, y, **options)
+    assert mean.best_params_ == {"knn": {"n_neighbors": 9}}
+    assert mean.best_score_ == pytest.approx(plain.best_score_)
+    only = tune("knn", {"n_neighbors": [9], "oversample": [3]}, frame, y, **options)
+    with pytest.raises(ParameterError, match="knn: no candidate was fitted without oversample"):
+        mean_of_families({"knn": only}, frame, y, **options)
 
 
 def test_injected_rows_are_not_mixed_into_the_mean():

@@ -29,12 +29,14 @@ int register_value(PyObject *module);
 int register_streams(PyObject *module);
 int register_tiles(PyObject *module);
 int register_network(PyObject *module);
+int register_htm(PyObject *module);
 static const register_area areas[] = {
     register_forest,
     register_value,
     register_streams,
     register_tiles,
     register_network,
+    register_htm,
     NULL,
 };
 

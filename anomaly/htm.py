@@ -1,0 +1,415 @@
+"""Hierarchical temporal memory: detectors that learn the sequences of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from anomaly import _core
+from anomaly.base import Interval, StrOptions
+from anomaly.errors import ParameterError
+from anomaly.streaming import StreamDetector
+from anomaly.tiles import TileDetector
+
+__all__ = ["Forecast", "HTMDetector", "TileDetector"]
+
+_ONE = 20_000  # permanence 1.0 in the native core
+
+
+class Forecast(NamedTuple):
+    """Distribution of a value to come.
+
+    Attributes
+    ----------
+    mean : float
+        Expected value.
+    values : ndarray of shape (n_classes,)
+        Values that can come, ascending.
+    probabilities : ndarray of shape (n_classes,)
+        Their probabilities, summing to 1.
+    """
+
+    mean: float
+    values: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+
+    @property
+    def most_likely(self) -> float:
+        """The value of largest probability."""
+        return float(self.values[self.probabilities.argmax()])
+
+
+class HTMDetector(StreamDetector):
+    """Find the unusual in a stream by whether the sequence so far predicted it.
+
+    A value becomes a pattern of active bits, the pattern chooses columns, and
+    cells in the columns learn which columns follow. The share of columns that
+    came unpredicted is the raw score; its average over a few records against
+    its own past, and a value outside the range of late, make the likelihood.
+    After an alarm the detector rests.
+
+    With several columns of ``X`` one memory learns their joint sequence.
+
+    Parameters
+    ----------
+    learning_period : int, default=600
+        Records that are learnt and not scored.
+    value_range : {"learnt", "adaptive"} or (float, float), default="learnt"
+        Range of the values, for the encoder: known beforehand, the larger of
+        range and six standard deviations of the learning period, or that and
+        followed when it changes twofold.
+    n_buckets : int, default=130
+        Steps of the encoder over 1.4 times the range.
+    n_bits, n_active_bits : int, default=400, 21
+        Size of an encoded value.
+    time_of_day, day_of_week, weekend : bool, default=False
+        Encode the clock too.
+    n_columns, n_active_columns : int, default=1024, 20
+        Columns of the spatial pooler; their number is a multiple of 64.
+    cells_per_column : int, default=16
+        Cells with which a column tells contexts apart, 1 to 32.
+    potential : float, default=0.8
+        Share of the bits that a column can connect to.
+    pool_connected, pool_increment, pool_decrement : float
+        Permanence of a connection of the pooler, and its changes.
+    activation_threshold, matching_threshold : int, default=10, 7
+        Connected synapses that predict, and synapses that are learnt further.
+    n_new_synapses, max_synapses : int, default=16, 32
+        Synapses a segment aims at, and holds at most.
+    initial_permanence, connected_permanence : float, default=0.24, 0.5
+        Permanence of a new synapse, and from which it counts.
+    increment, decrement, punishment : float, default=0.04, 0.008, 0.001
+        Changes of permanence after right and wrong predictions.
+    max_segments : int or None, default=None
+        Segments of the whole memory; the least recently used one makes room.
+        None means 16 per column, at most 16,384.
+    max_segments_per_cell : int, default=128
+        The same for a cell.
+    prediction_steps : sequence of int, default=(1,)
+        How many records ahead values are predicted.
+    prediction_rate : float, default=0.05
+        Learning rate of the prediction.
+    window_size, likelihood_lag, likelihood_period, skip : optional
+        As in `TileDetector`.
+    mean_floor, variance_floor : float, default=0.01, 0.001
+        Least mean and variance of the raw score that are assumed.
+    deviation_scale : float, default=4.5
+        Deviation of the raw score from its past that is an alarm.
+    range_scale : float, default=0.05
+        Distance outside the range, as a share of it, that is an alarm.
+    range_period : int or None, default=4000
+        Records after which the range is forgotten, at the latest after twice as
+        many; None remembers it for ever.
+    rest_period : int or None, default=None
+        Records of half volume after an alarm; None means
+        ``int(40 + 0.2 * learning_period)``.
+    fatigue, fatigue_period : float, default=0, 3000
+        As in `TileDetector`.
+    threshold : float, default=0.5
+        Likelihood from which a record is an anomaly.
+    learning : bool, default=True
+        False freezes what was learnt.
+    random_state : int, RandomState instance or None, default=0
+        Seed of the pooler, the encoder's hash and the choice of synapses.
+
+    Notes
+    -----
+    Permanences are kept in steps of 1/20,000.
+
+    References
+    ----------
+    Cui, Ahmad, Hawkins: The HTM Spatial Pooler, Frontiers in Computational
+    Neuroscience 2017. Hawkins, Ahmad: Why Neurons Have Thousands of Synapses,
+    Frontiers in Neural Circuits 2016. Ahmad, Lavin, Purdy, Agha: Unsupervised
+    Real-Time Anomaly Detection for Streaming Data, Neurocomputing 2017.
+
+    Examples
+    --------
+    >>> from anomaly.htm import HTMDetector
+    >>> detector = HTMDetector(learning_period=200, value_range=(0.0, 10.0))
+    >>> for t in range(1000):
+    ...     answer = detector.process_one([0.0, 3.0, 9.0, 5.0][t % 4])
+    >>> answer.raw_score, round(answer.predicted)
+    (0.0, 5)
+    >>> detector.process_one(20.0).is_anomaly
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **StreamDetector._parameter_constraints,
+        "learning_period": [Interval(Integral, 1, 10**7, closed="both")],
+        "value_range": [StrOptions({"learnt", "adaptive"}), "array-like"],
+        "n_buckets": [Interval(Real, 1, 10**6, closed="both")],
+        "n_bits": [Interval(Integral, 16, 4096, closed="both")],
+        "n_active_bits": [Interval(Integral, 1, 128, closed="both")],
+        "time_of_day": ["boolean"],
+        "day_of_week": ["boolean"],
+        "weekend": ["boolean"],
+        "n_columns": [Interval(Integral, 64, 16384, closed="both")],
+        "n_active_columns": [Interval(Integral, 1, 4096, closed="both")],
+        "cells_per_column": [Interval(Integral, 1, 32, closed="both")],
+        "potential": [Interval(Real, 0, 1, closed="right")],
+        "pool_connected": [Interval(Real, 0, 1, closed="neither")],
+        "pool_increment": [Interval(Real, 0, 0.5, closed="both")],
+        "pool_decrement": [Interval(Real, 0, 0.5, closed="both")],
+        "activation_threshold": [Interval(Integral, 1, 32, closed="both")],
+        "matching_threshold": [Interval(Integral, 1, 32, closed="both")],
+        "n_new_synapses": [Interval(Integral, 1, 32, closed="both")],
+        "max_synapses": [Interval(Integral, 1, 32, closed="both")],
+        "initial_permanence": [Interval(Real, 0, 1, closed="neither")],
+        "connected_permanence": [Interval(Real, 0, 1, closed="neither")],
+        "increment": [Interval(Real, 0, 0.5, closed="both")],
+        "decrement": [Interval(Real, 0, 0.5, closed="both")],
+        "punishment": [Interval(Real, 0, 0.5, closed="both")],
+        "max_segments": [Interval(Integral, 1, 65535, closed="both"), None],
+        "max_segments_per_cell": [Interval(Integral, 1, 65535, closed="both")],
+        "prediction_steps": ["array-like"],
+        "prediction_rate": [Interval(Real, 0, 1, closed="both")],
+        "window_size": [Interval(Integral, 1, 64, closed="both")],
+        "likelihood_lag": [Interval(Integral, 0, 10**4, closed="both")],
+        "likelihood_period": [Interval(Real, 1, None, closed="left")],
+        "skip": [Interval(Real, 0, None, closed="left")],
+        "mean_floor": [Interval(Real, 0, None, closed="left")],
+        "variance_floor": [Interval(Real, 0, None, closed="neither")],
+        "deviation_scale": [Interval(Real, 0, None, closed="neither")],
+        "range_scale": [Interval(Real, 0, None, closed="neither")],
+        "range_period": [Interval(Integral, 1, None, closed="left"), None],
+        "rest_period": [Interval(Integral, 0, None, closed="left"), None],
+        "fatigue": [Interval(Real, 0, None, closed="left")],
+        "fatigue_period": [Interval(Real, 0, None, closed="neither")],
+    }
+
+    def __init__(
+        self,
+        learning_period: int = 600,
+        *,
+        value_range: Any = "learnt",
+        n_buckets: float = 130,
+        n_bits: int = 400,
+        n_active_bits: int = 21,
+        time_of_day: bool = False,
+        day_of_week: bool = False,
+        weekend: bool = False,
+        n_columns: int = 1024,
+        n_active_columns: int = 20,
+        cells_per_column: int = 16,
+        potential: float = 0.8,
+        pool_connected: float = 0.2,
+        pool_increment: float = 0.003,
+        pool_decrement: float = 0.0005,
+        activation_threshold: int = 10,
+        matching_threshold: int = 7,
+        n_new_synapses: int = 16,
+        max_synapses: int = 32,
+        initial_permanence: float = 0.24,
+        connected_permanence: float = 0.5,
+        increment: float = 0.04,
+        decrement: float = 0.008,
+        punishment: float = 0.001,
+        max_segments: int | None = None,
+        max_segments_per_cell: int = 128,
+        prediction_steps: Sequence[int] = (1,),
+        prediction_rate: float = 0.05,
+        window_size: int = 10,
+        likelihood_lag: int = 50,
+        likelihood_period: float = 4000,
+        skip: float = 0.8,
+        mean_floor: float = 0.01,
+        variance_floor: float = 0.001,
+        deviation_scale: float = 4.5,
+        range_scale: float = 0.05,
+        range_period: int | None = 4000,
+        rest_period: int | None = None,
+        fatigue: float = 0.0,
+        fatigue_period: float = 3000,
+        threshold: float = 0.5,
+        learning: bool = True,
+        random_state: Any = 0,
+    ) -> None:
+        self.learning_period = learning_period
+        self.value_range = value_range
+        self.n_buckets = n_buckets
+        self.n_bits = n_bits
+        self.n_active_bits = n_active_bits
+        self.time_of_day = time_of_day
+        self.day_of_week = day_of_week
+        self.weekend = weekend
+        self.n_columns = n_columns
+        self.n_active_columns = n_active_columns
+        self.cells_per_column = cells_per_column
+        self.potential = potential
+        self.pool_connected = pool_connected
+        self.pool_increment = pool_increment
+        self.pool_decrement = pool_decrement
+        self.activation_threshold = activation_threshold
+        self.matching_threshold = matching_threshold
+        self.n_new_synapses = n_new_synapses
+        self.max_synapses = max_synapses
+        self.initial_permanence = initial_permanence
+        self.connected_permanence = connected_permanence
+        self.increment = increment
+        self.decrement = decrement
+        self.punishment = punishment
+        self.max_segments = max_segments
+        self.max_segments_per_cell = max_segments_per_cell
+        self.prediction_steps = prediction_steps
+        self.prediction_rate = prediction_rate
+        self.window_size = window_size
+        self.likelihood_lag = likelihood_lag
+        self.likelihood_period = likelihood_period
+        self.skip = skip
+        self.mean_floor = mean_floor
+        self.variance_floor = variance_floor
+        self.deviation_scale = deviation_scale
+        self.range_scale = range_scale
+        self.range_period = range_period
+        self.rest_period = rest_period
+        self.fatigue = fatigue
+        self.fatigue_period = fatigue_period
+        self.threshold = threshold
+        self.learning = learning
+        self.random_state = random_state
+
+    def predict_one(self, steps: int = 1, field: int = 0) -> Forecast:
+        """Distribution of the value so many records ahead.
+
+        Parameters
+        ----------
+        steps : int, default=1
+            One of ``prediction_steps``.
+        field : int, default=0
+            Which column of the records.
+
+        Returns
+        -------
+        Forecast
+
+        Raises
+        ------
+        ParameterError
+            If this number of steps was not asked for in the constructor.
+        """
+        check_is_fitted(self)
+        horizons = self._horizons()
+        if steps not in horizons:
+            raise ParameterError(
+                f"steps must be one of prediction_steps={horizons}, got {steps!r}; "
+                f"name it there to have it learnt"
+            )
+        if not 0 <= field < self.n_features_in_:
+            raise ParameterError(
+                f"field must be from 0 to {self.n_features_in_ - 1}, got {field!r}"
+            )
+        mean, values, shares = _core.htm_forecast(self._stream, field, horizons.index(steps))
+        return Forecast(mean, np.array(values), np.array(shares))
+
+    def inspect(self) -> dict[str, Any]:
+        """Active columns, active and winner cells after the last record, and sizes."""
+        check_is_fitted(self)
+        found: dict[str, Any] = _core.htm_look(self._stream)
+        return found
+
+    def _horizons(self) -> list[int]:
+        steps = sorted({int(s) for s in self.prediction_steps})
+        if len(steps) > 16 or (steps and not 1 <= steps[0] <= steps[-1] <= 1000):
+            raise ParameterError(
+                f"prediction_steps must be at most 16 numbers from 1 to 1000, "
+                f"got {self.prediction_steps!r}"
+            )
+        return steps
+
+    def _range(self) -> tuple[int, float, float]:
+        if isinstance(self.value_range, str):
+            return (2 if self.value_range == "adaptive" else 1), 0.0, 1.0
+        low, high = (float(v) for v in self.value_range)
+        if not (np.isfinite([low, high]).all() and low < high):
+            raise ParameterError(
+                f"value_range must be two finite numbers, the smaller first, "
+                f"got {self.value_range!r}"
+            )
+        return 0, low, high
+
+    def _new_stream(self, n_fields: int) -> Any:
+        self._check_sizes(n_fields)
+        mode, low, high = self._range()
+        rest, period = self.rest_period, self.range_period
+        segments = self.max_segments or min(16 * self.n_columns, 16_384)
+        return _core.new_htm(
+            {
+                "n_fields": n_fields,
+                "bits": self.n_bits,
+                "active_bits": self.n_active_bits,
+                "time_of_day": int(self.time_of_day),
+                "weekday": int(self.day_of_week),
+                "weekend": int(self.weekend),
+                "columns": self.n_columns,
+                "active_columns": self.n_active_columns,
+                "cells": self.cells_per_column,
+                "potential": _steps(self.potential),
+                "pool_connected": _steps(self.pool_connected),
+                "pool_increment": _steps(self.pool_increment),
+                "pool_decrement": _steps(self.pool_decrement),
+                "activation": self.activation_threshold,
+                "matching": self.matching_threshold,
+                "new_synapses": self.n_new_synapses,
+                "max_synapses": self.max_synapses,
+                "initial": _steps(self.initial_permanence),
+                "connected": _steps(self.connected_permanence),
+                "increment": _steps(self.increment),
+                "decrement": _steps(self.decrement),
+                "punishment": _steps(self.punishment),
+                "max_segments": segments,
+                "max_segments_per_cell": self.max_segments_per_cell,
+                "rows": 1024,
+                "horizons": self._horizons(),
+                "rate": self.prediction_rate,
+                "learning": self.learning_period,
+                "window": self.window_size,
+                "lag": self.likelihood_lag,
+                "skip": int(self.skip * self.learning_period),
+                "range_mode": mode,
+                "low": low,
+                "high": high,
+                "steps": float(self.n_buckets),
+                "range_block": period or 0,
+                "mean_floor": self.mean_floor,
+                "variance_floor": self.variance_floor,
+                "horizon": self.likelihood_period,
+                "deviation_scale": self.deviation_scale,
+                "range_scale": self.range_scale,
+                "fatigue": self.fatigue,
+                "fatigue_period": self.fatigue_period,
+                "rest": int(40 + 0.2 * self.learning_period) if rest is None else rest,
+                "seed": self._seed(),
+            }
+        )
+
+    def _check_sizes(self, n_fields: int) -> None:
+        if self.n_columns % 64:
+            raise ParameterError(f"n_columns must be a multiple of 64, got {self.n_columns}")
+        if self.n_columns * self.cells_per_column > 65536:
+            raise ParameterError(
+                "n_columns * cells_per_column must be at most 65536, "
+                f"got {self.n_columns} * {self.cells_per_column}"
+            )
+        if self.n_active_columns > self.n_columns:
+            raise ParameterError(
+                f"n_active_columns must be at most n_columns={self.n_columns}, "
+                f"got {self.n_active_columns}"
+            )
+        if self.n_new_synapses > self.max_synapses:
+            raise ParameterError(
+                f"n_new_synapses must be at most max_synapses={self.max_synapses}, "
+                f"got {self.n_new_synapses}"
+            )
+        if n_fields > 256:
+            raise ParameterError(f"at most 256 fields fit one memory, got {n_fields}")
+
+
+def _steps(permanence: float) -> int:
+    return max(round(permanence * _ONE), 1 if permanence > 0 else 0)

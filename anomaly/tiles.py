@@ -177,7 +177,6 @@ class TileDetector(StreamDetector):
             lag=self.likelihood_lag,
             power=self.power,
             learning=self.learning_period,
-            warm_up=0,
             skip=int(self.skip * self.learning_period),
             range_block=self.range_period or 0,
             width=self.tile_size,

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from anomaly.errors import AnomalyError, DataError
 from anomaly.evaluation import range_precision_recall, vus_pr
 from anomaly.files import write_aside
+from anomaly.htm import HTMDetector
 from anomaly.tiles import TileDetector
 
 # Weights of a false alarm and of a missed window; a hit weighs 1.
@@ -187,6 +188,8 @@ OWN_THRESHOLD = {"z-score": float(np.tanh(0.3)), "random": 0.999}
 def make_detector(name: str, learning_period: int, seed: int) -> Any:
     if name == "tile":
         return TileDetector(learning_period, random_state=seed)
+    if name == "htm":
+        return HTMDetector(learning_period, cells_per_column=1, random_state=seed)
     raise DataError(f"unknown detector {name!r}")
 
 
@@ -365,7 +368,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-DETECTORS = ("tile",)
+DETECTORS = ("tile", "htm")
 PEERS = ("z-score", "random")
 
 

@@ -14,6 +14,8 @@
 #define TIME_ACTIVE 21
 #define LANES 16 /* inputs per row are padded to this */
 
+typedef int16_t lane8 __attribute__((vector_size(16)));
+
 /* One of the synapses that listen to a cell: segment, slot in it, connected. */
 typedef uint32_t listener;
 #define LISTENER(segment, slot, connected) \
@@ -416,19 +418,26 @@ static void choose_columns(htm *m)
     }
 }
 
-/* Moves LANES permanences; returns nonzero if a connection may have changed. */
-static int move_lane(int16_t *restrict p, const int16_t *restrict delta, int16_t connected)
+/* Moves LANES permanences; returns nonzero if a connection has changed. */
+static int move_lane(int16_t *p, const int16_t *delta, int16_t connected)
 {
-    int16_t changed = 0;
-    for (int i = 0; i < LANES; i++) {
-        int16_t old = p[i], moved = (int16_t)(old + delta[i]);
-        moved = moved < 0 ? 0 : moved;
-        moved = moved > HTM_ONE ? HTM_ONE : moved;
-        moved = old < 0 ? old : moved;
-        changed |= (int16_t)((old >= connected) ^ (moved >= connected));
-        p[i] = moved;
+    lane8 changed = {0};
+    for (int i = 0; i < LANES; i += 8) {
+        lane8 old, by;
+        memcpy(&old, p + i, sizeof old);
+        memcpy(&by, delta + i, sizeof by);
+        lane8 moved = old + by;
+        moved &= moved > 0;
+        lane8 over = moved > HTM_ONE;
+        moved = (over & HTM_ONE) | (~over & moved);
+        lane8 outside = old < 0;
+        moved = (outside & old) | (~outside & moved);
+        changed |= (old >= connected) ^ (moved >= connected);
+        memcpy(p + i, &moved, sizeof moved);
     }
-    return changed;
+    int64_t parts[2];
+    memcpy(parts, &changed, sizeof parts);
+    return (parts[0] | parts[1]) != 0;
 }
 
 static void learn_columns(htm *m)
@@ -1361,7 +1370,7 @@ static void pass_state(archive *a, htm *m)
     pass(a, m->lag_ring, ((size_t)o->lag + 1) * sizeof(uint32_t));
     pass(a, m->permanence, (size_t)o->columns * (size_t)m->stride * sizeof(int16_t));
     pass(a, m->columns, k * sizeof(uint16_t));
-    pass(a, m->winners, k * (size_t)o->cells * sizeof(uint16_t));
+    pass(a, m->winners, (size_t)m->s.n_winners * sizeof(uint16_t));
     pass(a, m->active, (size_t)m->s.n_active * sizeof(uint16_t));
     pass(a, m->weights,
          fields * (size_t)o->n_horizons * table_size(o) * sizeof(float));
@@ -1388,7 +1397,7 @@ static int state_fits(const htm *m)
     size_t k = (size_t)o->active_columns;
     int fits = m->s.scored >= 0 && m->s.t >= 0 &&
                all_below(m->columns, k, o->columns) &&
-               all_below(m->winners, k * (size_t)o->cells, m->n_cells) &&
+               all_below(m->winners, (size_t)m->s.n_winners, m->n_cells) &&
                all_below(m->active, (size_t)m->s.n_active, m->n_cells);
     for (int h = 0; h < m->history_length && fits; h++)
         fits = history_line(m, h)[0] <= k && all_below(history_line(m, h) + 1, k, o->rows);

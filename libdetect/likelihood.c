@@ -60,7 +60,8 @@ double likelihood_deviation(const likelihood *past, const likelihood_options *op
     double variance =
         past->variance > options->variance_floor ? past->variance : options->variance_floor;
     double z = (a - mean) / sqrt(variance);
-    return z < 0.0 ? 0.0 : z > 15.0 ? 15.0 : z;
+    z = z < 0.0 ? 0.0 : z > 15.0 ? 15.0 : z;
+    return past->n > 0 ? z : 0.0;
 }
 
 void likelihood_learn(likelihood *past, const likelihood_options *options, double a)

@@ -33,7 +33,7 @@ typedef struct {
     double horizon; /* records after which old ones fade */
 } likelihood_options;
 
-/* Deviation of a from the past, from 0 to 15. */
+/* Deviation of a from the past, from 0 to 15; 0 while there is no past. */
 double likelihood_deviation(const likelihood *past, const likelihood_options *options, double a);
 void likelihood_learn(likelihood *past, const likelihood_options *options, double a);
 

@@ -316,7 +316,7 @@ static double deviation(tiles *s, int l, int n_contexts)
     for (int c = 0; c < n_contexts; c++) {
         const likelihood *past = &at->contexts[c].past;
         double a = mean_novelty(o, s->drafts[l].recent[c], at->t);
-        z[c] = past->n < o->warm_up ? 0.0 : likelihood_deviation(past, &o->likelihood, a);
+        z[c] = likelihood_deviation(past, &o->likelihood, a);
     }
     return n_contexts == 1 ? z[0] : power_mean(z, n_contexts, o->power);
 }

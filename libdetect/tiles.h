@@ -25,8 +25,6 @@ typedef struct {
     int32_t lag;       /* 0 to 10000 */
     int32_t power;     /* p, 1 to 64 */
     int32_t learning;  /* L, 1 to 10^7 */
-    int32_t warm_up;   /* likelihoods of fewer records than this stay silent */
-    int32_t unused;
     int64_t skip;        /* records before the likelihood learns */
     int64_t range_block; /* see value_range */
     double width;        /* w, at least 1e-6 */

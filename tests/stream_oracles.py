@@ -75,6 +75,8 @@ class Likelihood:
         self.n, self.m, self.v = 0, 0.0, 0.0
 
     def deviation(self, a):
+        if self.n == 0:
+            return 0.0
         z = (a - max(self.m, self.mean_floor)) / math.sqrt(max(self.v, self.variance_floor))
         return min(max(z, 0.0), 15.0)
 
@@ -262,4 +264,304 @@ class OracleTiles:
             for context in range(7):
                 self.past[context].learn(self.recent[context][then])
         self.range.learn(x)
+        self.t += 1
+
+
+class OracleHTM:
+    """One or more fields; dense arrays for the pooler, plain dicts and lists for the memory."""
+
+    ONE = 20_000
+
+    def __init__(
+        self,
+        learning_period=600,
+        value_range="learnt",
+        n_columns=1024,
+        n_active_columns=20,
+        cells_per_column=16,
+        n_bits=400,
+        n_active_bits=21,
+        n_fields=1,
+        max_segments=None,
+        max_segments_per_cell=128,
+        activation_threshold=10,
+        matching_threshold=7,
+        n_new_synapses=16,
+        max_synapses=32,
+        range_period=4000,
+        time_of_day=False,
+        random_state=0,
+    ):
+        self.L, self.columns, self.k, self.cells = (
+            learning_period,
+            n_columns,
+            n_active_columns,
+            cells_per_column,
+        )
+        self.bits, self.on_bits, self.fields = n_bits, n_active_bits, n_fields
+        self.max_segments = max_segments or min(16 * n_columns, 16_384)
+        self.per_cell = max_segments_per_cell
+        self.activation, self.matching = activation_threshold, matching_threshold
+        self.new_synapses, self.max_synapses = n_new_synapses, max_synapses
+        self.time_of_day, self.seed = time_of_day, random_state
+        self.random = scramble(random_state + 1)
+        self.inputs = n_fields * n_bits + (240 if time_of_day else 0)
+        self.stride = (self.inputs + 15) // 16 * 16
+        self.buffer = [] if isinstance(value_range, str) else None
+        self.x0, self.res = [0.0] * n_fields, [0.0] * n_fields
+        for f in range(n_fields):
+            self.set_range(f, *(value_range if self.buffer is None else (0.0, 1.0)))
+        self.ranges = [Range(range_period) for _ in range(n_fields)]
+        self.past = Likelihood(0.01, 0.001, 4000)
+        self.alarm = Alarm(4.5, 0.05, 0.0, 3000, int(40 + 0.2 * self.L))
+        self.unpredicted, self.recent = [], []
+        self.segments, self.free = {}, list(range(self.max_segments))  # the next free one first
+        self.use = []  # least recently used first
+        self.active, self.winners = [], []
+        self.t = 0
+        self.predict()
+        self.start_pooler()
+
+    # Random numbers
+
+    def draw_below(self, n):
+        self.random = (self.random + 0x9E3779B97F4A7C15) & MASK
+        return (scramble(self.random) >> 32) * n >> 32
+
+    # Encoder and spatial pooler
+
+    def start_pooler(self):
+        self.permanence = np.full((self.columns, self.stride), -1)
+        for c in range(self.columns):
+            for i in range(self.inputs):
+                if self.draw_below(self.ONE) >= 16_000:
+                    continue
+                if self.draw_below(2):
+                    self.permanence[c, i] = 4000 + self.draw_below(self.ONE - 4000 + 1)
+                else:
+                    self.permanence[c, i] = self.draw_below(4000)
+
+    def set_range(self, f, low, high):
+        self.x0[f] = 0.5 * low + 0.5 * high
+        width = min(high - low, LARGEST)
+        self.res[f] = max(width * (1.4 / 130.0), 1e-9 * abs(self.x0[f]) + 1e-12)
+
+    def encode(self, values, seconds):
+        on = set()
+
+        def switch_on(offset, bits, salt, position):
+            hashed = scramble(salt ^ scramble(position & MASK))
+            on.add(offset + ((hashed >> 32) * bits >> 32))
+
+        for f, x in enumerate(values):
+            if not math.isfinite(x):
+                continue
+            salt = scramble(self.seed ^ scramble(f + 1))
+            place = (x - self.x0[f]) / self.res[f] + 0.5
+            bucket = math.floor(min(max(place, -1e9), 1e9))
+            for i in range(self.on_bits):
+                switch_on(f * self.bits, self.bits, salt, bucket + i)
+        if self.time_of_day:
+            salt = scramble(self.seed ^ 0x7469636B)
+            place = int((seconds - math.floor(seconds / 86400.0) * 86400.0) / 3600.0 * 4.0)
+            for i in range(21):
+                switch_on(self.fields * self.bits, 240, salt, (place + i) % 96)
+        return sorted(on)
+
+    def pool(self, on):
+        overlap = (self.permanence[:, on] >= 4000).sum(axis=1)
+        best_first = sorted(range(self.columns), key=lambda c: (-overlap[c], c))
+        return sorted(best_first[: self.k])
+
+    def learn_pool(self, columns, on):
+        change = np.full(self.stride, -10)
+        change[on] = 60
+        for c in columns:
+            row = self.permanence[c]
+            self.permanence[c] = np.where(row < 0, row, np.clip(row + change, 0, self.ONE))
+
+    # Temporal memory; a segment is (cell, [[cell, permanence], ...], last use)
+
+    def adapt(self, s, gain, loss):
+        synapses = self.segments[s][1]
+        was_active = set(self.active)
+        for slot in range(len(synapses) - 1, -1, -1):
+            synapse = synapses[slot]
+            moved = synapse[1] + (gain if synapse[0] in was_active else -loss)
+            if moved <= 0:
+                self.drop_synapse(synapses, slot)
+            else:
+                synapse[1] = min(moved, self.ONE)
+
+    @staticmethod
+    def drop_synapse(synapses, slot):
+        last = synapses.pop()
+        if slot < len(synapses):
+            synapses[slot] = last
+
+    def drop_segment(self, s):
+        del self.segments[s]
+        self.use.remove(s)
+        self.free.insert(0, s)
+        self.activity.pop(s, None)
+
+    def grow(self, s, wanted):
+        synapses = self.segments[s][1]
+        held = {cell for cell, _ in synapses}
+        candidates = [cell for cell in self.old_winners if cell not in held]
+        wanted = min(wanted, len(candidates))
+        while len(synapses) + wanted > self.max_synapses:
+            weakest = min(range(len(synapses)), key=lambda i: (synapses[i][1], i))
+            self.drop_synapse(synapses, weakest)
+        for _ in range(wanted):
+            pick = self.draw_below(len(candidates))
+            synapses.append([candidates[pick], 4800])
+            candidates[pick] = candidates[-1]
+            candidates.pop()
+
+    def reinforce(self, s):
+        potential = self.activity[s][0]
+        self.use.remove(s)
+        self.use.append(s)
+        self.segments[s][2] = self.t
+        self.adapt(s, 800, 160)
+        if self.new_synapses > potential:
+            self.grow(s, self.new_synapses - potential)
+        if not self.segments[s][1]:
+            self.drop_segment(s)
+
+    def of_cell(self, cell):
+        return [s for s, segment in self.segments.items() if segment[0] == cell]
+
+    def new_segment(self, cell):
+        own = self.of_cell(cell)
+        if len(own) >= self.per_cell:
+            self.drop_segment(min(own, key=lambda s: (self.segments[s][2], s)))
+        if not self.free:
+            self.drop_segment(self.use[0])
+        s = self.free.pop(0)
+        self.segments[s] = [cell, [], self.t]
+        self.use.append(s)
+        return s
+
+    def least_used_cell(self, column):
+        cells = list(range(column * self.cells, (column + 1) * self.cells))
+        if len(cells) == 1:
+            return cells[0]
+        counts = [len(self.of_cell(c)) for c in cells]
+        ties = [c for c, n in zip(cells, counts, strict=True) if n == min(counts)]
+        return ties[self.draw_below(len(ties))]
+
+    def burst(self, column, best):
+        if best is not None and self.activity.get(best, (0, 0))[0] >= self.matching:
+            cell = self.segments[best][0]
+            self.reinforce(best)
+            return cell
+        cell = self.least_used_cell(column)
+        if self.old_winners:
+            s = self.new_segment(cell)
+            self.grow(s, self.new_synapses)
+            if not self.segments[s][1]:
+                self.drop_segment(s)
+        return cell
+
+    def predict(self):
+        now = set(self.active)
+        self.activity = {}
+        for s, (_, synapses, _) in self.segments.items():
+            on = [permanence for cell, permanence in synapses if cell in now]
+            self.activity[s] = (len(on), sum(p >= 10_000 for p in on))
+        self.matched = sorted(s for s, (n, _) in self.activity.items() if n >= self.matching)
+        active = [s for s in self.matched if self.activity[s][1] >= self.activation]
+        self.predicted = {self.segments[s][0] for s in active}
+
+    def activate(self, columns):
+        self.old_winners = self.winners
+        on, foreseen = set(columns), {c // self.cells for c in self.predicted}
+        best = {}
+        for s in self.matched:
+            column = self.segments[s][0] // self.cells
+            if column in on and column not in foreseen:
+                holder = best.get(column)
+                if holder is None or self.activity[s][0] > self.activity[holder][0]:
+                    best[column] = s
+        for s in self.matched:
+            if self.segments[s][0] // self.cells not in on:
+                self.adapt(s, -20, 0)
+                if not self.segments[s][1]:
+                    self.drop_segment(s)
+            elif self.activity[s][1] >= self.activation:
+                self.reinforce(s)
+        winners, active = [], []
+        for column in columns:
+            cells = range(column * self.cells, (column + 1) * self.cells)
+            if column in foreseen:
+                winners += [c for c in cells if c in self.predicted]
+                active += [c for c in cells if c in self.predicted]
+            else:
+                winners.append(self.burst(column, best.get(column)))
+                active += cells
+        self.active, self.winners = active, winners
+        self.predict()
+
+    # One record
+
+    def process(self, values, seconds=math.nan):
+        if all(math.isnan(x) for x in values):
+            return 0.0, 0.0
+        if self.buffer is None:
+            return self.step(values, seconds)
+        if any(map(math.isfinite, values)):
+            self.buffer.append((values, seconds))
+            if len(self.buffer) == self.L:
+                self.go_live()
+        return (0.8 if any(map(math.isinf, values)) else 0.0), 0.0
+
+    def go_live(self):
+        buffer, self.buffer = self.buffer, None
+        for f in range(self.fields):
+            column = [values[f] for values, _ in buffer if math.isfinite(values[f])]
+            if not column:
+                continue
+            _, deviation = centre_and_scale(column)
+            low, high = min(column), max(column)
+            if high - low < 6.0 * deviation <= LARGEST:
+                middle = 0.5 * low + 0.5 * high
+                low, high = middle - 3.0 * deviation, middle + 3.0 * deviation
+            self.set_range(f, low, high)
+        for values, seconds in buffer:
+            self.step(values, seconds)
+
+    def step(self, values, seconds):
+        present = any(map(math.isfinite, values))
+        on = self.encode(values, seconds) if present else []
+        columns = self.pool(on) if present else []
+        foreseen = {c // self.cells for c in self.predicted}
+        missed = sum(c not in foreseen for c in columns)
+        e = max(
+            0.0 if math.isnan(x) else LARGEST if math.isinf(x) else r.novelty(x)
+            for x, r in zip(values, self.ranges, strict=True)
+        )
+        last = [*self.unpredicted, missed][-10:]
+        a = sum(last) / (len(last) * self.k)
+        score = 0.0
+        if self.t >= self.L:
+            score = self.alarm.score(self.past.deviation(a) if present else 0.0, e)
+        elif e == LARGEST:
+            score = 0.8
+        if present:
+            self.learn(values, columns, on, missed, a)
+        return score, missed / self.k
+
+    def learn(self, values, columns, on, missed, a):
+        self.unpredicted.append(missed)
+        self.recent.append(a)
+        then = len(self.recent) - 1 - 50
+        if then >= max(int(0.8 * self.L), 0):
+            self.past.learn(self.recent[then])
+        for x, r in zip(values, self.ranges, strict=True):
+            if math.isfinite(x):
+                r.learn(x)
+        self.learn_pool(columns, on)
+        self.activate(columns)
         self.t += 1

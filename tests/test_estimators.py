@@ -32,6 +32,7 @@ ARGUMENTS: dict[str, dict] = {
         "candidates": [("line", LogisticRegression()), ("bayes", GaussianNB())],
         "n_best": 1,
     },
+    "HTMDetector": {"learning_period": 10, "n_columns": 64, "n_active_columns": 8},
     "OversampleClassifier": {
         "estimator": DecisionTreeClassifier(random_state=0),
         "oversample": 3,
@@ -60,6 +61,7 @@ EXEMPTIONS: dict[str, dict[str, str]] = {
         **_OF_A_WINDOW,
         "check_classifiers_one_label": "nothing is learnt: a row is judged by its own history",
     },
+    "HTMDetector": _OF_A_STREAM,
     "TileDetector": _OF_A_STREAM,
     "ValueDetector": _OF_A_WINDOW,
     "VibrationDetector": _OF_A_SIGNAL,

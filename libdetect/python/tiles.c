@@ -38,7 +38,7 @@ static PyObject *new_tiles(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {
         "n_fields", "n_pairs", "n_tilings", "log2_bits", "window", "lag", "power", "learning",
-        "warm_up", "skip", "range_block", "width", "mean_floor", "variance_floor", "horizon",
+        "skip", "range_block", "width", "mean_floor", "variance_floor", "horizon",
         "deviation_scale", "range_scale", "fatigue", "fatigue_period", "rest", "seed", NULL};
     tile_options o;
     long long skip, block, rest;
@@ -46,8 +46,8 @@ static PyObject *new_tiles(PyObject *module, PyObject *args, PyObject *kwargs)
     double period;
     memset(&o, 0, sizeof o);
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "$iiiiiiiiiLLddddddddLK", names, &o.n_fields, &o.n_pairs, &o.n_tilings,
-            &o.log2_bits, &o.window, &o.lag, &o.power, &o.learning, &o.warm_up, &skip, &block,
+            args, kwargs, "$iiiiiiiiLLddddddddLK", names, &o.n_fields, &o.n_pairs, &o.n_tilings,
+            &o.log2_bits, &o.window, &o.lag, &o.power, &o.learning, &skip, &block,
             &o.width, &o.likelihood.mean_floor, &o.likelihood.variance_floor,
             &o.likelihood.horizon, &o.alarm.deviation_scale, &o.alarm.range_scale,
             &o.alarm.fatigue, &period, &rest, &seed))

@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY     := $(VENV)/bin/python
 EXTRAS := optuna,skops
 
-.PHONY: run test lint native clean
+.PHONY: setup run test lint native clean
 
 $(VENV)/.run: pyproject.toml setup.py $(wildcard libdetect/*.[ch] libdetect/python/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -18,6 +18,8 @@ $(VENV)/.run: pyproject.toml setup.py $(wildcard libdetect/*.[ch] libdetect/pyth
 $(VENV)/.test: $(VENV)/.run
 	$(PY) -m pip install --quiet --editable '.[test,$(EXTRAS)]'
 	@touch $@
+
+setup: $(VENV)/.run
 
 run: $(VENV)/.run
 	$(PY) examples/run.py

@@ -32,6 +32,7 @@ from anomaly import evaluation, injection, loading
 from anomaly.encoding import RecordEncoder
 from anomaly.errors import AnomalyError, DataError, ParameterError
 from anomaly.exported import ExportedClassifier, export_classifier
+from anomaly.files import write_aside
 from anomaly.metrics import Ratios, confusion_ratios
 from anomaly.report import Report
 from anomaly.threshold import anomaly_scores
@@ -446,9 +447,14 @@ class Detector:
             result = tune_families(clf, self.xtrain, labels, **options)
         else:
             result = tune(clf, cast(Any, grid), self.xtrain, labels, **options)
-        self.best_clf = result.best_estimator_
-        self.tuning = result
+        self.use(result)
         return Tuned(result.best_estimator_, result.best_params_, result.best_score_)
+
+    def use(self, result: TuningResult) -> Self:
+        """Take the winner of a search as the classifier that predicts and is exported."""
+        self.tuning = result
+        self.best_clf = result.best_estimator_
+        return self
 
     def evaluate(self, clf: BaseEstimator | None = None) -> Evaluation:
         """Try a fitted classifier on the test half.
@@ -626,6 +632,21 @@ class Detector:
         ax.set(xlabel=x, ylabel=y, title="Decision boundaries")
         ax.legend(loc="best", fontsize="small")
         return figure, ax
+
+    def save_plot(self, path: str | os.PathLike[str]) -> Path:
+        """Write records and decision boundaries side by side; the suffix names the format."""
+        from matplotlib.figure import Figure
+
+        path = Path(path)
+        figure = Figure(figsize=(13, 6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        self.plot(ax=left)
+        self.plot_decision_boundaries(ax=right)
+        form = path.suffix.lstrip(".").lower() or "png"
+        _check_choice("format of the plot", form, sorted(figure.canvas.get_supported_filetypes()))
+        with write_aside(path, "wb") as file:
+            figure.savefig(file, format=form, dpi=110)
+        return path
 
     # -- private ------------------------------------------------------------
 
@@ -895,7 +916,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         show_unusual(detector)
     if arguments.plot:
-        _save_plot(detector, arguments.plot)
+        print(f"wrote {detector.save_plot(arguments.plot)}")
     if arguments.report:
         print(f"wrote {detector.evaluate().report.to_html(arguments.report)}")
     if arguments.export:
@@ -942,20 +963,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"detector.py: error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _save_plot(detector: Detector, path: str) -> None:
-    from matplotlib.figure import Figure
-
-    from anomaly.files import write_aside
-
-    figure = Figure(figsize=(13, 6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    detector.plot(ax=left)
-    detector.plot_decision_boundaries(ax=right)
-    with write_aside(path, "wb") as file:
-        figure.savefig(file, format=Path(path).suffix.lstrip(".") or "png", dpi=110)
-    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

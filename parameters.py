@@ -51,6 +51,8 @@ examples:
       also judge the mean of the three best families (see docs/choosing.md)
   python parameters.py merge faults
       join the logs of all processes and hosts into params/faults.out
+  python parameters.py evaluate faults --export anomaly_classifier.clf
+      fit the winners on the training half, judge them on the held-out half, export the best
 """
 
 # What defines a run. --resume takes all of it from the run itself.
@@ -140,6 +142,22 @@ def build_merge_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def build_evaluate_parser() -> argparse.ArgumentParser:
+    """The command line of ``python parameters.py evaluate``."""
+    parser = argparse.ArgumentParser(
+        prog="parameters.py evaluate",
+        description="Fit the best candidate of every classifier of a run on the training half and "
+        "judge it on the held-out half. Fits that the log lacks are made first.",
+        epilog="example: python parameters.py evaluate faults --export anomaly_classifier.clf",
+    )
+    parser.add_argument("run", help="name of the run")
+    parser.add_argument("--folder", default=FOLDER, help=f"folder of runs (default {FOLDER})")
+    parser.add_argument("--n-jobs", type=int, default=1, metavar="N", help="processes; -1 for all")
+    parser.add_argument("--export", metavar="FILE", help="classify function of the best to write")
+    parser.add_argument("--plot", metavar="FILE", help="picture of records and boundaries")
+    return parser
+
+
 def tune(arguments: argparse.Namespace) -> int:
     """Load, inject, split, and tune every classifier of the run."""
     job, folder = plan(arguments)
@@ -185,10 +203,15 @@ def plan(arguments: argparse.Namespace) -> tuple[dict[str, Any], RunFolder | Non
         options = ", ".join("--" + name.replace("_", "-") for name in given) or "--run"
         raise ParameterError(f"--resume takes everything from the run; leave out {options}")
     folder = existing_run(arguments.folder, arguments.resume)
+    return stored_job(folder), folder
+
+
+def stored_job(folder: RunFolder) -> dict[str, Any]:
+    """What the run was told to do when it began."""
     stored = folder.plan().get("job")
     if not isinstance(stored, dict):
         raise ParameterError(f"run {folder.name!r} has no plan in {folder.path / 'run.json'}")
-    return DEFAULTS | stored, folder
+    return DEFAULTS | stored
 
 
 def choose_grids(named: str, classifiers: Sequence[str]) -> Grids:
@@ -255,6 +278,7 @@ def tune_one(
     rows: detector.Detector,
     folder: RunFolder,
     n_jobs: int,
+    refit: bool = False,
 ) -> TuningResult:
     """Tune one classifier of the run."""
     rows.tune_parameters(
@@ -268,8 +292,8 @@ def tune_one(
         train_scores=job["train_scores"],
         random_state=job["seed"],
         log=folder,
-        progress=True,
-        refit=False,
+        progress=not refit,
+        refit=refit,
     )
     return rows.tuning
 
@@ -308,6 +332,7 @@ def finish(
     print(f"  python beautify.py {report.path}")
     for estimator in dict.fromkeys(estimator_names(job["classifier"])):
         print(f"  python process_output.py {stem}.scores.csv {stem}.params.{estimator}.csv")
+    print(f"  python parameters.py evaluate {folder.name} --export anomaly_classifier.clf")
 
 
 def estimator_names(classifiers: Sequence[str]) -> list[str]:
@@ -374,6 +399,76 @@ def restore_terminate(handler: Any) -> None:
     signal.signal(signal.SIGTERM, handler)
 
 
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Refit the winners of a run, judge them on the held-out half, export the best."""
+    folder = existing_run(arguments.folder, arguments.run)
+    job = stored_job(folder)
+    rows = load(job)
+    grids = grids_from_text(job["grids"])
+    judged = []
+    for name in job["classifier"]:
+        result = tune_one(name, grids[name], job, rows, folder, arguments.n_jobs, refit=True)
+        judged.append((name, result, rows.evaluate()))
+    judged.sort(key=lambda entry: -entry[1].best_score_)
+    show_evaluations(judged, job["scoring"], injected=len(rows.manifest) > 0)
+    store_evaluations(folder, judged)
+    rows.use(judged[0][1])
+    if arguments.plot:
+        print(f"wrote {rows.save_plot(arguments.plot)}")
+    if arguments.export:
+        print(f"wrote {rows.export(arguments.export)} ({judged[0][0]})")
+    return 0
+
+
+Judged = Sequence[tuple[str, TuningResult, detector.Evaluation]]
+
+
+def show_evaluations(judged: Judged, scoring: str, injected: bool) -> None:
+    """Print how the winners do on the held-out half, best by cross-validation first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    scored = f"cross-validated {scoring.upper() if scoring == 'f1' else scoring}"
+    names = ("estimator", "best parameters", scored, "held-out F1", "TPR", "FPR", "µs per row")
+    table = Table(*names, title="winners, judged on rows the search has not seen")
+    for name, result, evaluation in judged:
+        ratios = evaluation.ratios
+        figures = (result.best_score_, ratios.F1, ratios.TPR, ratios.FPR)
+        texts = [f"{figure:.4f}" for figure in figures]
+        micros = f"{1e6 * evaluation.seconds_per_row:.1f}"
+        table.add_row(name, str(result.best_params_), *texts, micros)
+    console = Console()
+    console.print(table)
+    by_type = Table("origin", "rows", "flagged", "share", title=f"{judged[0][0]}, by origin")
+    for row in judged[0][2].by_type.itertuples():
+        by_type.add_row(str(row.Index), str(row.rows), str(row.flagged), f"{row.share:.3f}")
+    console.print(by_type)
+    if injected:
+        console.print(
+            "A score on injected anomalies says how well points made this way are told apart "
+            "from the records, and little about anomalies that occur by themselves."
+        )
+
+
+def store_evaluations(folder: RunFolder, judged: Judged) -> None:
+    """Keep the table of `show_evaluations` beside the run, for programs to read."""
+    answer = [
+        {
+            "classifier": name,
+            "params": repr(result.best_params_),
+            "cross_validated": result.best_score_,
+            "held_out": evaluation.ratios._asdict(),
+            "matrix": evaluation.matrix.tolist(),
+            "by_type": evaluation.by_type.reset_index().to_dict("records"),
+            "seconds_per_row": evaluation.seconds_per_row,
+        }
+        for name, result, evaluation in judged
+    ]
+    with write_aside(folder.path / "evaluation.json") as file:
+        json.dump(answer, file, indent=1)
+        file.write("\n")
+
+
 def merge(arguments: argparse.Namespace) -> int:
     """Merge one run, or all of a folder."""
     names = [arguments.run] if arguments.run else []
@@ -392,6 +487,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ["merge"]:
             return merge(build_merge_parser().parse_args(given[1:]))
+        if given[:1] == ["evaluate"]:
+            return evaluate(build_evaluate_parser().parse_args(given[1:]))
         return tune(build_parser().parse_args(given))
     except (AnomalyError, OSError, json.JSONDecodeError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)

@@ -46,8 +46,8 @@ def main() -> int:
     step("beautify.py", f"params/{run}.out")
     tables = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob(f"params/{run}.params.*.csv"))]
     step("process_output.py", f"params/{run}.scores.csv", *tables, "--out", pictures)
-    step("detector.py", *data, "--classifier", "rbf_svc", "--plot", f"{pictures}/records.png")
-    step("parameters.py", "evaluate", run, "--export", "anomaly_classifier.clf")
+    export = ("--export", "anomaly_classifier.clf", "--plot", f"{pictures}/records.png")
+    step("parameters.py", "evaluate", run, *export)
     step("production/classify.py", "anomaly_classifier.clf", "--csv", records)
     list_files(start)
     return 0

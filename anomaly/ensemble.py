@@ -22,6 +22,7 @@ from anomaly.errors import DataError
 Floats = NDArray[np.float64]
 
 WIDE = 200  # columns above which only neighbours and a Gaussian stay useful
+LARGE = 100_000  # rows above which fewer of them represent the table
 _BLOCK = 128  # rows per distance block; fixed, so a row's score never depends on its company
 _FOLDS = 5
 
@@ -65,7 +66,8 @@ class EnsembleDetector(BaseDetector):
         threshold only, never the ranking; `anomaly.threshold` sets thresholds
         that keep a promise.
     max_reference : int, default=10_000
-        Larger tables are represented by this many rows drawn at random.
+        Larger tables are represented by this many rows drawn at random; above
+        100,000 rows by half as many, so that a million is scored in time.
     n_jobs : int, optional
         Threads for fitting and scoring. None means 1 unless a joblib
         context says otherwise, -1 all cores. Never changes a score.
@@ -155,16 +157,15 @@ class EnsembleDetector(BaseDetector):
         if anomalous is not None and anomalous.all():
             raise DataError("y gives every row the class of anomalies, so nothing shows the usual")
         random = check_random_state(self.random_state)
-        reference = _draw(table, self.max_reference, random)
+        size = self.max_reference if len(table) <= LARGE else self.max_reference // 2
+        reference = _draw(table, size, random)
         self._fit_scale(reference)
         rows = self._scale(reference)
         self._models = _make_members(self.mode, rows.shape[1], random)
-        fitted = Parallel(n_jobs=self.n_jobs, prefer="threads")(
-            delayed(model.fit)(rows) for model in self._models
-        )
+        training = self._fit_members(rows)
         self.members_ = [name for model in self._models for name in model.names]
-        self._tails = [_Tail(column) for column in np.column_stack(fitted).T]
-        combined = self._combine(np.column_stack(fitted))
+        self._tails = [_Tail(column) for column in training.T]
+        combined = self._combine(training)
         self.threshold_ = float(np.quantile(combined, 1.0 - self.contamination))
         return self
 
@@ -253,6 +254,23 @@ class EnsembleDetector(BaseDetector):
         with np.errstate(over="ignore"):  # clipped like any other large value
             scaled = (table[:, self.kept_columns_] - self._median) / self._span
         return np.clip(scaled, -10.0, 10.0)
+
+    def _fit_members(self, rows: Floats) -> Floats:
+        """Fit all members on two threads and return their scores of the training rows.
+
+        Scikit-learn changes the filters of warnings, which all threads share:
+        the members that use its estimators stay on one thread.
+        """
+        theirs = [isinstance(model, _Forest | _RobustCovariance) for model in self._models]
+
+        def fit(chosen: bool) -> dict[int, Floats]:
+            return {i: self._models[i].fit(rows) for i, t in enumerate(theirs) if t == chosen}
+
+        parts = Parallel(n_jobs=self.n_jobs, prefer="threads")(
+            delayed(fit)(chosen) for chosen in (False, True)
+        )
+        scores = parts[0] | parts[1]
+        return np.column_stack([scores[i] for i in range(len(self._models))])
 
     def _raw(self, table: Floats) -> Floats:
         """Every member's own score, by blocks of rows on the threads."""
@@ -365,11 +383,16 @@ class _Neighbours:
         left = np.column_stack([rows, np.ones(len(rows)), squares]).astype(self._type)
         result = np.empty((len(rows), len(self._counts)))
         padded = np.zeros((_BLOCK, left.shape[1]), dtype=self._type)
+        product = np.empty((_BLOCK, self._right.shape[1]), dtype=self._type)
+        single = product if self._type is np.float32 else np.empty(product.shape, np.float32)
+        most = max(self._counts)
         for part in _blocks(len(rows), _BLOCK):
             size = part.stop - part.start
             padded[:size] = left[part]
-            nearest = np.matmul(padded, self._right).astype(np.float32)[:size]
-            most = max(self._counts)
+            np.matmul(padded, self._right, out=product)
+            if single is not product:
+                single[:] = product
+            nearest = single[:size]
             if most + 1 < nearest.shape[1]:
                 nearest.partition(most, axis=1)
             near = nearest[:, : most + 1]
@@ -392,19 +415,45 @@ class _Neighbours:
 
 
 class _Forest:
+    """Isolation forest, scored tree by tree: no state that threads could share."""
+
     names = ("forest",)
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def fit(self, rows: Floats) -> Floats:
-        self._forest = IsolationForest(
-            n_estimators=200, max_samples=min(1024, len(rows)), random_state=self._seed
+        n_samples = min(1024, len(rows))
+        forest = IsolationForest(
+            n_estimators=200, max_samples=n_samples, random_state=self._seed
         ).fit(rows)
+        self._trees = [tree.tree_ for tree in forest.estimators_]
+        self._lengths = [_path_lengths(tree) for tree in self._trees]
+        self._usual = len(self._trees) * float(_expected_length(np.array([n_samples]))[0])
         return self.score(rows)
 
     def score(self, rows: Floats) -> Floats:
-        return -self._forest.score_samples(rows)[:, None]
+        narrow = rows.astype(np.float32)
+        total = np.zeros(len(rows))
+        for tree, lengths in zip(self._trees, self._lengths, strict=True):
+            total += lengths[tree.apply(narrow)]
+        return np.exp2(-total / self._usual)[:, None]
+
+
+def _path_lengths(tree: Any) -> Floats:
+    """Steps from the root to each node, and those its rows would still need."""
+    depth = np.zeros(tree.node_count)
+    for node in range(tree.node_count):  # children are numbered after their parents
+        if tree.children_left[node] >= 0:
+            depth[[tree.children_left[node], tree.children_right[node]]] = depth[node] + 1.0
+    return depth + _expected_length(tree.n_node_samples)
+
+
+def _expected_length(n: NDArray[np.int64]) -> Floats:
+    """Mean path length of an unsuccessful search in a binary search tree of n keys."""
+    many = np.maximum(n, 3).astype(float)
+    length = 2.0 * (np.log(many - 1.0) + np.euler_gamma) - 2.0 * (many - 1.0) / many
+    return np.where(n > 2, length, np.where(n == 2, 1.0, 0.0))
 
 
 class _Histogram:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
+from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 
-from anomaly.ensemble import EnsembleDetector, _Covariance, _Histogram, _Neighbours, _Tail
+from anomaly.ensemble import EnsembleDetector, _Covariance, _Forest, _Histogram, _Neighbours, _Tail
 from anomaly.errors import DataError
 
 
@@ -86,6 +87,15 @@ def test_histogram_equals_a_walk_over_bins():
     assert outside == pytest.approx(-3 * np.log2(0.1))
 
 
+def test_forest_equals_scikit_learns():
+    rows, fresh = table(300, 4), table(50, 4, seed=1)
+    member = _Forest(3)
+    training = member.fit(rows)[:, 0]
+    theirs = IsolationForest(n_estimators=200, max_samples=300, random_state=3).fit(rows)
+    assert training == pytest.approx(-theirs.score_samples(rows))
+    assert member.score(fresh)[:, 0] == pytest.approx(-theirs.score_samples(fresh))
+
+
 def test_covariance_equals_scikit_learns_and_training_rows_are_held_out():
     rows, fresh = table(100, 4), table(20, 4, seed=1)
     member = _Covariance()
@@ -132,7 +142,7 @@ def test_a_score_does_not_depend_on_its_batch_in_wide_tables(d):
 
 
 def test_threads_change_nothing(fitted):
-    rows = table(3000, seed=1)
+    rows = table(20_000, seed=1)
     threads = clone(fitted).set_params(n_jobs=2).fit(table())
     assert threads.decision_function(rows).tolist() == fitted.decision_function(rows).tolist()
 

@@ -7,6 +7,14 @@
 
 #include "detect.h"
 
+/* Loops worth a version for wider registers, chosen when the library is loaded. The
+ * results do not depend on the choice: lanes never share a sum. */
+#if defined(__GLIBC__) && defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
+#define KPI_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define KPI_WIDE
+#endif
+
 #define KPI_FEATURE_SET 1
 #define KPI_FEATURES 72
 #define KPI_PARTS 4

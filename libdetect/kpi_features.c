@@ -11,6 +11,8 @@
 #define BEFORE 15   /* points of the running median */
 #define SLOTS 16    /* the running median's sorted slots, padded with infinity */
 #define TOP 8
+#define LANES 8  /* positions whose medians are taken side by side */
+#define ROOM 160 /* HISTORY + 1 in whole lanes */
 
 /* One residual series: `value[n]` is the tested point's. */
 typedef struct {
@@ -25,8 +27,8 @@ typedef struct {
     double *spare;
     /* At the n + 1 positions of the history and the tested point: */
     double median[3][HISTORY + 1]; /* before the point, in a, b, c */
-    double around[2][HISTORY + 1]; /* centred median of 7, in b and c */
-    double low[2][HISTORY + 1], high[2][HISTORY + 1];
+    double around[2][ROOM]; /* centred median of 7, in b and c */
+    double low[2][ROOM], high[2][ROOM];
     double all_q99[2], all_max[2]; /* residuals over all of b and c */
     double unit, tiny;             /* 1 for whole numbers else 0; the smallest scale */
     double x, level, floor, soft;
@@ -38,37 +40,46 @@ size_t kpi_scratch(int window)
     return (size_t)window * 9 + 5 + 2 * HISTORY;
 }
 
+/* Moves the values below (or, with `equal`, up to) the pivot to the front, without a
+ * branch that the data decides; returns where the others begin. */
+static int part(double *v, int left, int right, double pivot, int equal)
+{
+    int end = left;
+    for (int i = left; i <= right; i++) {
+        double value = v[i];
+        v[i] = v[end];
+        v[end] = value;
+        end += equal ? value <= pivot : value < pivot;
+    }
+    return end;
+}
+
+static double middle_of_3(double x, double y, double z)
+{
+    double low = x < y ? x : y, high = x < y ? y : x;
+    return z < low ? low : z > high ? high : z;
+}
+
 double kpi_quantile(double *v, int n, double q)
 {
-    double at = q * (n - 1);
+    double at = q * (n - 1), high = INFINITY;
     int k = (int)at, left = 0, right = n - 1;
     while (left < right) {
-        double pivot = v[left + (right - left) / 2];
-        int i = left, j = right;
-        while (i <= j) {
-            while (v[i] < pivot)
-                i++;
-            while (pivot < v[j])
-                j--;
-            if (i <= j) {
-                double swap = v[i];
-                v[i++] = v[j];
-                v[j--] = swap;
-            }
+        double pivot = middle_of_3(v[left], v[left + (right - left) / 2], v[right]);
+        int end = part(v, left, right, pivot, 0);
+        if (k < end) {
+            right = end - 1;
+            continue;
         }
-        if (k <= j)
-            right = j;
-        else if (k >= i)
-            left = i;
-        else
+        left = part(v, end, right, pivot, 1);
+        if (k < left)
             break;
     }
-    double low = v[k], high = INFINITY;
     if (at <= k)
-        return low;
+        return v[k];
     for (int i = k + 1; i < n; i++)
         high = v[i] < high ? v[i] : high;
-    return low + (high - low) * (at - k);
+    return v[k] + (high - v[k]) * (at - k);
 }
 
 /* 99 % quantile and largest of n > 0 values, none negative. */
@@ -208,7 +219,7 @@ static inline void slide(double *slots, double old, double new)
 }
 
 /* Median of the k values before each position k ... last, to out[0 ...]. */
-static void running_median(const double *v, int k, int last, double *out)
+KPI_WIDE static void running_median(const double *v, int k, int last, double *out)
 {
     double slots[SLOTS + 1];
     int odd = k % 2, half = k / 2;
@@ -224,28 +235,59 @@ static void running_median(const double *v, int k, int last, double *out)
     }
 }
 
-#define ORDER(x, y)                              \
-    do {                                         \
-        double low_ = v[x] < v[y] ? v[x] : v[y]; \
-        v[y] = v[x] < v[y] ? v[y] : v[x];        \
-        v[x] = low_;                             \
-    } while (0)
-
-static double median_of_5(const double *from)
+static inline void order(double *x, double *y)
 {
-    double v[5];
-    memcpy(v, from, sizeof v);
-    ORDER(0, 1); ORDER(3, 4); ORDER(0, 3); ORDER(1, 4); ORDER(1, 2); ORDER(2, 3); ORDER(1, 2);
-    return v[2];
+    for (int l = 0; l < LANES; l++) {
+        double low = x[l] < y[l] ? x[l] : y[l];
+        y[l] = x[l] < y[l] ? y[l] : x[l];
+        x[l] = low;
+    }
 }
 
-static double median_of_7(const double *from)
+/* Medians of the 5 values that begin at each of n positions: a sorting network.
+ * Writes whole lanes. */
+KPI_WIDE static void medians_of_5(const double *values, int n, double *out)
 {
-    double v[7];
-    memcpy(v, from, sizeof v);
-    ORDER(0, 5); ORDER(0, 3); ORDER(1, 6); ORDER(2, 4); ORDER(0, 1); ORDER(3, 5); ORDER(2, 6);
-    ORDER(2, 3); ORDER(3, 6); ORDER(4, 5); ORDER(1, 4); ORDER(1, 3); ORDER(3, 4);
-    return v[3];
+    double from[ROOM + 5] = {0};
+    memcpy(from, values, (size_t)(n + 4) * sizeof *from);
+    static const uint8_t pairs[][2] = {{0, 1}, {3, 4}, {0, 3}, {1, 4}, {1, 2}, {2, 3}, {1, 2}};
+    for (int t = 0; t < n; t += LANES) {
+        double v[5][LANES];
+        for (int i = 0; i < 5; i++)
+            for (int l = 0; l < LANES; l++)
+                v[i][l] = from[i + t + l];
+        for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+            order(v[pairs[i][0]], v[pairs[i][1]]);
+        memcpy(out + t, v[2], sizeof v[2]);
+    }
+}
+
+/* The same of 7 values, with their least and largest. */
+KPI_WIDE static void medians_of_7(const double *values, int n, double *out, double *low,
+                                  double *high)
+{
+    double from[ROOM + 7] = {0};
+    memcpy(from, values, (size_t)(n + 6) * sizeof *from);
+    static const uint8_t pairs[][2] = {{0, 5}, {0, 3}, {1, 6}, {2, 4}, {0, 1}, {3, 5}, {2, 6},
+                                       {2, 3}, {3, 6}, {4, 5}, {1, 4}, {1, 3}, {3, 4}};
+    for (int t = 0; t < n; t += LANES) {
+        double v[7][LANES], least[LANES], most[LANES];
+        for (int i = 0; i < 7; i++)
+            for (int l = 0; l < LANES; l++)
+                v[i][l] = from[i + t + l];
+        memcpy(least, v[0], sizeof least);
+        memcpy(most, v[0], sizeof most);
+        for (int i = 1; i < 7; i++)
+            for (int l = 0; l < LANES; l++) {
+                least[l] = v[i][l] < least[l] ? v[i][l] : least[l];
+                most[l] = v[i][l] > most[l] ? v[i][l] : most[l];
+            }
+        for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+            order(v[pairs[i][0]], v[pairs[i][1]]);
+        memcpy(out + t, v[3], sizeof v[3]);
+        memcpy(low + t, least, sizeof least);
+        memcpy(high + t, most, sizeof most);
+    }
 }
 
 /* Medians of one past day: before each point, around it, and the spread over all. */
@@ -258,17 +300,7 @@ static void measure_day(window_state *s, const double *v, int day)
     for (int i = 0; i < n_all; i++)
         all[i] = fabs(v[s->k + i] - all[i]);
     s->all_q99[day] = top_quantile(all, n_all, s->spare + n_all, &s->all_max[day]);
-    for (int t = 0; t <= s->n; t++) {
-        const double *at = v + s->w - s->n + t - 3;
-        double low = at[0], high = at[0];
-        for (int i = 1; i < 7; i++) {
-            low = at[i] < low ? at[i] : low;
-            high = at[i] > high ? at[i] : high;
-        }
-        s->low[day][t] = low;
-        s->high[day][t] = high;
-        s->around[day][t] = median_of_7(at);
-    }
+    medians_of_7(v + s->w - s->n - 3, s->n + 1, s->around[day], s->low[day], s->high[day]);
 }
 
 /* --- residual series --- */
@@ -329,11 +361,13 @@ enum {
 static void local_series(window_state *s, series *r)
 {
     const double *a = s->a + s->w - s->n;
+    double *recent = s->spare;
+    medians_of_5(a - 5, s->n + 1, recent);
     for (int t = 0; t <= s->n; t++) {
         double rest = a[t] - s->median[0][t];
         r[STEP].value[t] = a[t] - a[t - 1];
         r[MEDIAN].value[t] = rest;
-        r[SHORT].value[t] = a[t] - median_of_5(a + t - 5);
+        r[SHORT].value[t] = a[t] - recent[t];
         r[ROOT].value[t] = rest / sqrt(fabs(s->median[0][t]) + s->unit + s->tiny);
     }
     finish(s, r + STEP);
@@ -497,7 +531,8 @@ static double *context_features(window_state *s, const series *r, double *f)
 {
     int n = s->n, zeros = 0;
     double scale = spread(r[MEDIAN].q99, s->floor), step20 = recent_mean(s, r + STEP), most = 0;
-    double level = fabs(s->level) + s->tiny, noise = middle(s, r + MEDIAN);
+    double level = fabs(s->level) + s->tiny, noise = middle(s, r + MEDIAN), newest[LANES];
+    medians_of_5(s->a + s->w - 4, 1, newest);
     for (int i = 0; i < s->w; i++)
         zeros += s->a[i] == 0;
     for (int t = n > 5 ? n - 5 : 0; t < n; t++)
@@ -516,7 +551,7 @@ static double *context_features(window_state *s, const series *r, double *f)
     *f++ = r[MEDIAN].value[n - 1] / scale;
     *f++ = r[MEDIAN].value[n - 2] / scale;
     *f++ = most / scale;
-    *f++ = (median_of_5(s->a + s->w - 4) - s->median[0][n > 5 ? n - 4 : 0]) / scale;
+    *f++ = (newest[0] - s->median[0][n > 5 ? n - 4 : 0]) / scale;
     *f++ = exceeding(s, r + STEP);
     *f++ = exceeding(s, r + MEDIAN);
     *f++ = exceeding(s, r + BOTH);

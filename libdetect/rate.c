@@ -1,6 +1,7 @@
 /* Rate detection: near-normal series such as success ratios. */
 #include <math.h>
 
+#include "kpi.h"
 #include "kpi_rate.h"
 
 #define LANES 8
@@ -24,28 +25,48 @@ static double past(const stretch *s, int i)
     return b != b ? c : c != c ? b : 0.5 * (b + c);
 }
 
-static void add_plain(moments *m, const stretch *s, double mean)
+KPI_WIDE static double plain_sum(const double *v, int n)
 {
-    double sum[LANES] = {0}, square[LANES] = {0};
+    double sum[LANES] = {0};
     int i = 0;
-    for (; i + LANES <= s->n; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            double d = s->v[i + j] - mean;
-            sum[j] += d;
-            square[j] += d * d;
-        }
-    for (; i < s->n; i++) {
-        sum[0] += s->v[i] - mean;
-        square[0] += (s->v[i] - mean) * (s->v[i] - mean);
-    }
-    for (int j = 0; j < LANES; j++) {
-        m->sum += sum[j];
-        m->square += square[j];
-    }
-    m->count += s->n;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            sum[j] += v[i + j];
+    for (; i < n; i++)
+        sum[0] += v[i];
+    for (int j = 1; j < LANES; j++)
+        sum[0] += sum[j];
+    return sum[0];
 }
 
-/* The same, with gaps and a seasonal baseline. */
+KPI_WIDE static double plain_squares(const double *v, int n, double mean)
+{
+    double sum[LANES] = {0};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            sum[j] += (v[i + j] - mean) * (v[i + j] - mean);
+    for (; i < n; i++)
+        sum[0] += (v[i] - mean) * (v[i] - mean);
+    for (int j = 1; j < LANES; j++)
+        sum[0] += sum[j];
+    return sum[0];
+}
+
+KPI_WIDE static int plain_count(const double *v, int n, double mean, double far, int direction)
+{
+    int count = 0;
+    double sign = direction == RATE_LOW ? -1 : 1;
+    if (direction == RATE_BOTH)
+        for (int i = 0; i < n; i++)
+            count += fabs(v[i] - mean) >= far;
+    else
+        for (int i = 0; i < n; i++)
+            count += sign * (v[i] - mean) >= far;
+    return count;
+}
+
+/* All three, with gaps and a seasonal baseline. */
 static void add_careful(moments *m, const stretch *s, double mean, int seasonal)
 {
     for (int i = 0; i < s->n; i++) {
@@ -58,13 +79,18 @@ static void add_careful(moments *m, const stretch *s, double mean, int seasonal)
     }
 }
 
-static moments sum_up(const stretch *s, int n, double mean, int seasonal)
+/* Moments about a mean. A plain sum is NaN where there is a gap. */
+static moments sum_up(const stretch *s, int n, double mean, int seasonal, int squared)
 {
     moments m = {0, 0, 0};
-    if (!seasonal)
-        for (int i = 0; i < n; i++)
-            add_plain(&m, s + i, mean);
-    if (!seasonal && m.sum == m.sum)
+    for (int i = 0; i < n && !seasonal; i++) {
+        if (squared)
+            m.square += plain_squares(s[i].v, s[i].n, mean);
+        else
+            m.sum += plain_sum(s[i].v, s[i].n);
+        m.count += s[i].n;
+    }
+    if (!seasonal && m.sum == m.sum && m.square == m.square)
         return m;
     m = (moments){0, 0, 0};
     for (int i = 0; i < n; i++)
@@ -72,19 +98,20 @@ static moments sum_up(const stretch *s, int n, double mean, int seasonal)
     return m;
 }
 
-/* How many history points lie at least `far` out; NaN counts as near. */
+/* How many history points lie at least `far` out; unknown ones do not. */
 static int64_t as_far(const stretch *s, int n, double mean, double far, const RateOptions *o)
 {
     int64_t total = 0;
     for (int i = 0; i < n; i++) {
-        int count = 0;
-        for (int j = 0; j < s[i].n; j++) {
-            double d = s[i].v[j] - (o->seasonal ? past(s + i, j) : 0) - mean;
-            int low = -d >= far && o->direction != RATE_HIGH;
-            int high = d >= far && o->direction != RATE_LOW;
-            count += low | high;
+        if (!o->seasonal) {
+            total += plain_count(s[i].v, s[i].n, mean, far, o->direction);
+            continue;
         }
-        total += count;
+        for (int j = 0; j < s[i].n; j++) {
+            double d = s[i].v[j] - past(s + i, j) - mean;
+            total += (-d >= far && o->direction != RATE_HIGH) |
+                     (d >= far && o->direction != RATE_LOW);
+        }
     }
     return total;
 }
@@ -142,11 +169,11 @@ int rate_score(const rate_window *data, const RateOptions *options, double *scor
     level = o.seasonal ? fabs(past(&tested, data->window)) : 0;
     double value = x - (o.seasonal ? past(&tested, data->window) : 0);
     int n = stretches(data, o.seasonal, s);
-    moments first = sum_up(s, n, 0, o.seasonal);
+    moments first = sum_up(s, n, 0, o.seasonal, 0);
     if (first.count < DETECT_MIN_WINDOW || !(fabs(first.sum) <= LIMIT * (double)first.count))
         return DETECT_SERIES;
     double mean = first.sum / (double)first.count;
-    moments second = sum_up(s, n, mean, o.seasonal);
+    moments second = sum_up(s, n, mean, o.seasonal, 1);
     if (!(second.square <= INFINITY) || second.square == INFINITY)
         return DETECT_SERIES;
     double sigma = sqrt(second.square / (double)second.count);

@@ -880,9 +880,10 @@ def build_parser() -> argparse.ArgumentParser:
 def load(arguments: argparse.Namespace) -> Detector:
     """The detector that a command line asks for."""
     names = loading.Catalogue(arguments.catalogue).names()
+    scaling = getattr(arguments, "scaling", "standard")
     if arguments.data in names:
         return Detector.from_catalogue(
-            arguments.data, arguments.catalogue, random_state=arguments.seed
+            arguments.data, arguments.catalogue, scaling=scaling, random_state=arguments.seed
         )
     if arguments.data != "-" and not Path(arguments.data).exists():
         raise DataError(
@@ -894,6 +895,7 @@ def load(arguments: argparse.Namespace) -> Detector:
         unlabelled=getattr(arguments, "unlabelled", "error"),
         separator=arguments.separator,
         decimal=arguments.decimal,
+        scaling=scaling,
         random_state=arguments.seed,
     )
 

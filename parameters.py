@@ -63,6 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "unlabelled": "error",
     "separator": None,
     "decimal": ".",
+    "scaling": "standard",
     "inject": None,
     "strategy": "uniform",
     "classifier": None,
@@ -98,6 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--separator", help="of a CSV file; found by itself when not given")
     data.add_argument("--decimal", help="decimal mark of a CSV file (default .)")
+    data.add_argument(
+        "--scaling", choices=["standard", "none"], help="of columns; none for windows of a series"
+    )
     data.add_argument(
         "--inject", type=int, metavar="N", help="anomalies to inject (1000 if there are none)"
     )

@@ -57,7 +57,8 @@ class Detect:
 
     def __init__(self, models: str | os.PathLike[str] | None = None):
         self._folder = None if models is None else Path(models)
-        self._models: dict[Path, tuple[tuple[int, int, int], Any]] = {}
+        self._default = str(model_path())
+        self._models: dict[str, tuple[tuple[int, int, int], Any]] = {}
         self._lock = threading.Lock()
 
     def value_predict(self, data: Mapping[str, Any]) -> Verdict:
@@ -112,14 +113,17 @@ class Detect:
         if task_id == "":
             task_id = None
         try:
-            path = model_path(task_id, self._folder)
-            status = path.stat()
+            if task_id is None:
+                path = self._default
+            else:
+                path = str(model_path(task_id, self._folder))
+            status = os.stat(path)
             state = (status.st_mtime_ns, status.st_size, status.st_ino)
             known = self._models.get(path)
             if known is not None and known[0] == state:
                 return known[1]
             with self._lock:
-                self._models[path] = state, _core.value_load(path.read_bytes())
+                self._models[path] = state, _core.value_load(Path(path).read_bytes())
             return self._models[path][1]
         except ParameterError as error:
             raise _FaultError(f"taskId is illegal: {error}") from None

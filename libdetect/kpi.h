@@ -67,6 +67,7 @@ typedef struct {
     ModelInfo info;
     double constants[KPI_CONSTANTS];
     float base_margin;
+    int mapped;     /* by mmap, not malloc */
     int32_t *roots; /* n_trees */
     kpi_node *nodes;
 } kpi_model;

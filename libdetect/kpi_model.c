@@ -1,13 +1,46 @@
 /* The model container, and the score that trees and training-free parts make together. */
+#define _DEFAULT_SOURCE /* MAP_ANONYMOUS, MAP_32BIT */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kpi.h"
 
 #define HANDLE_MAGIC UINT64_C(0x6b70692d76616c31)
 #define MAX_FILE (KPI_HEADER + KPI_MAX_PAYLOAD + KPI_DIGEST)
+
+/* A zeroed handle, below 2 GB where the system can: callers that declare nothing, as the
+ * original's ctypes example does, keep a handle in an int. */
+static kpi_model *new_handle(void)
+{
+    kpi_model *m = NULL;
+#ifdef MAP_32BIT
+    void *low = mmap(NULL, sizeof *m, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+#else
+    void *low = mmap((void *)0x20000000, sizeof *m, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANON, -1, 0);
+#endif
+    if (low != MAP_FAILED) {
+        m = low;
+        m->mapped = 1;
+        return m;
+    }
+    return calloc(1, sizeof *m);
+}
+
+static void drop_handle(kpi_model *m)
+{
+    m->magic = 0;
+    free(m->nodes);
+    free(m->roots);
+    if (m->mapped)
+        munmap(m, sizeof *m);
+    else
+        free(m);
+}
 
 static uint32_t word(const uint8_t *p)
 {
@@ -63,14 +96,14 @@ static int read_header(kpi_model *m, const uint8_t *bytes, size_t size)
 
 void *load_model_memory(const void *bytes, size_t size)
 {
-    kpi_model *m = bytes != NULL ? calloc(1, sizeof *m) : NULL;
+    kpi_model *m = bytes != NULL ? new_handle() : NULL;
     if (m == NULL)
         return NULL;
     int format = read_header(m, bytes, size);
     const uint8_t *payload = (const uint8_t *)bytes + KPI_HEADER;
     if (format < 0 ||
         kpi_trees_read(m, payload, size - KPI_HEADER - KPI_DIGEST, format) != 0) {
-        free(m);
+        drop_handle(m);
         return NULL;
     }
     m->magic = HANDLE_MAGIC;
@@ -107,12 +140,8 @@ void *load_model(const char *fname)
 void free_model(void *handle)
 {
     kpi_model *m = handle;
-    if (m == NULL || m->magic != HANDLE_MAGIC)
-        return;
-    m->magic = 0;
-    free(m->nodes);
-    free(m->roots);
-    free(m);
+    if (m != NULL && m->magic == HANDLE_MAGIC)
+        drop_handle(m);
 }
 
 int model_info(void *handle, ModelInfo *info)

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xgboost
 from sklearn.base import clone
@@ -26,6 +27,7 @@ from anomaly.kpi_families import (
     make_windows,
     step_sigma,
 )
+from anomaly.rate import RateDetector
 from anomaly.value import ValueDetector, _payload, evaluate, main, measure, model_path
 from anomaly.windows import history_groups, read_windows
 from tests.test_features import WINDOWS
@@ -363,6 +365,46 @@ def test_any_window_finds_a_jump(default, window):
     assert window < 20 or (normal[:2] >= 0.15).all()
 
 
+# --- in the workflow of tables ---
+
+
+@pytest.fixture(scope="module")
+def table(windows):
+    X = windows[:60, -13 * 5 + 2 :]  # the last 63 columns, as windows of 12
+    changed, _ = inject_windows(X, 12, random_state=0)
+    names = [f"{day}{i}" for day, last in (("c", 25), ("b", 25), ("a", 13)) for i in range(last)]
+    frame = pd.DataFrame(np.vstack([X, changed[:20]]), columns=names)
+    frame["odd"] = np.repeat([0, 1], [60, len(frame) - 60])
+    return frame
+
+
+def test_detectors_sit_in_the_grids_of_a_table(table):
+    from detector import Detector
+
+    detector = Detector(table, label="odd", scaling="none").format(seed=0)
+    tuned = detector.tune_parameters(
+        ValueDetector(n_estimators=5), {"max_depth": [2, 3], "oversample": [1]}, cv=2
+    )
+    assert tuned.parameters["max_depth"] in (2, 3)
+    rated = detector.tune_parameters(RateDetector(), {"n_sigma": [2.0, 4.0]}, cv=2)
+    assert rated.parameters["n_sigma"] in (2.0, 4.0)
+
+
+def test_detectors_sit_in_the_command_line_search(table, tmp_path):
+    import parameters
+
+    table.to_csv(tmp_path / "table.csv", index=False)
+    grid = tmp_path / "grid.toml"
+    grid.write_text("[value]\nn_estimators = [3, 5]\n\n[rate]\nn_sigma = [2.0, 3.0]\n")
+    arguments = ["--data", str(tmp_path / "table.csv"), "--label", "odd", "--scaling", "none"]
+    arguments += ["--classifier", "value", "--classifier", "rate", "--grid", str(grid)]
+    arguments += ["--cv", "2", "--folder", str(tmp_path / "params"), "--run", "kpi"]
+    assert parameters.main(arguments) == 0
+    log = (tmp_path / "params" / "kpi.out").read_text()
+    assert "anomaly.value.ValueDetector" in log
+    assert "anomaly.rate.RateDetector" in log
+
+
 # --- the command line ---
 
 
@@ -443,8 +485,12 @@ def test_the_original_ctypes_example_runs(library):
     from ctypes import POINTER, byref, c_double, c_float, c_int
 
     so = ctypes.CDLL(str(library / "libdetect.so"))
-    so.load_model.restype = ctypes.c_void_p
-    handle = ctypes.c_void_p(so.load_model(str(model_path()).encode()))
+    if sys.platform == "linux":  # as the original has it: the handle is kept in an int
+        handle = so.load_model(str(model_path()).encode())
+        assert 0 < handle < 2**31
+    else:
+        so.load_model.restype = ctypes.c_void_p
+        handle = ctypes.c_void_p(so.load_model(str(model_path()).encode()))
     for kind, value, last in ((c_int, 1, 10), (c_double, 1.0, 0.9)):
         fields = [(f"data_{s}", POINTER(kind)) for s in "abc"]
         fields += [(f"len_{s}", c_int) for s in "abc"]

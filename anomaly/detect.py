@@ -113,10 +113,7 @@ class Detect:
         if task_id == "":
             task_id = None
         try:
-            if task_id is None:
-                path = self._default
-            else:
-                path = str(model_path(task_id, self._folder))
+            path = self._default if task_id is None else str(model_path(task_id, self._folder))
             status = os.stat(path)
             state = (status.st_mtime_ns, status.st_size, status.st_ino)
             known = self._models.get(path)

@@ -3,7 +3,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 PY     := $(VENV)/bin/python
-EXTRAS := optuna,skops
+EXTRAS := mysql,optuna,postgres,service,skops
 
 .PHONY: setup run test lint native clean
 

@@ -34,7 +34,8 @@ class TileDetector(StreamDetector):
     tile_size : float, default=0.2
         Width of a tile in units of the squashed value.
     n_bits : int, default=262144
-        Tiles that can be remembered per field, a power of two.
+        Size of the set of tiles per field, a power of two; a tile is two bits of
+        one of its words.
     window_size : int, default=10
         Records whose novelty is averaged.
     likelihood_lag : int, default=50

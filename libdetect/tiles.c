@@ -46,6 +46,11 @@ typedef struct {
     int present;
 } draft;
 
+typedef struct {
+    uint64_t fresh;
+    uint32_t word;
+} entry;
+
 struct tiles {
     header *block;
     lane *lanes;
@@ -53,10 +58,12 @@ struct tiles {
     uint64_t *bits;
     double *buffer;    /* learning records: seconds, then one value per field */
     draft *drafts;
-    uint32_t *journal; /* tiles set by the current record */
+    entry *journal;    /* bits set by the current record */
     double *z;
     int64_t journal_length;
+    uint64_t *salts;             /* per context */
     double offsets[MAX_TILINGS]; /* o = k / T */
+    int32_t now[MAX_TILINGS], other[MAX_TILINGS], third[MAX_TILINGS]; /* tile numbers */
 };
 
 static int lane_count(const tile_options *options)
@@ -121,13 +128,16 @@ static tiles *allocate(const tile_options *options, int64_t buffered)
     s->drafts = calloc(lanes, sizeof(draft));
     s->z = calloc(lanes > FIELD_CONTEXTS ? lanes : FIELD_CONTEXTS, sizeof(double));
     s->journal = calloc((fields * FIELD_CONTEXTS + (lanes - fields)) * (size_t)options->n_tilings,
-                        sizeof(uint32_t));
+                        sizeof(entry));
+    s->salts = calloc(fields * FIELD_CONTEXTS + (lanes - fields), sizeof(uint64_t));
     if (buffered >= 0)
         s->buffer = calloc((size_t)options->learning * (fields + 1), sizeof(double));
-    if (!s->block || !s->drafts || !s->z || !s->journal || (buffered >= 0 && !s->buffer)) {
+    if (!s->block || !s->drafts || !s->z || !s->journal || !s->salts || (buffered >= 0 && !s->buffer)) {
         tiles_free(s);
         return NULL;
     }
+    for (size_t c = 0; c < fields * FIELD_CONTEXTS + (lanes - fields); c++)
+        s->salts[c] = scramble(options->seed ^ (c + 1) * UINT64_C(0x9E3779B97F4A7C15));
     for (int k = 0; k < options->n_tilings; k++)
         s->offsets[k] = (double)k / options->n_tilings;
     s->lanes = (lane *)(s->block + 1);
@@ -164,6 +174,7 @@ void tiles_free(tiles *s)
     free(s->buffer);
     free(s->drafts);
     free(s->journal);
+    free(s->salts);
     free(s->z);
     free(s);
 }
@@ -190,22 +201,25 @@ static void cut(const tiles *s, double y, int32_t *restrict q)
         q[k] = whole(scaled + s->offsets[k]);
 }
 
-/* Looks up one context's tiles, sets them, and returns how many were unset. */
+/* Looks up one context's tiles, sets them, and returns how many were unset. A tile is two
+ * bits of one word, so two tiles are rarely taken for each other. */
 static int visit(tiles *s, uint64_t context_id, const int32_t *a, const int32_t *b)
 {
     const tile_options *o = &s->block->options;
     int n = o->n_tilings, shift = 64 - o->log2_bits;
-    uint64_t salt = scramble(o->seed ^ (context_id + 1) * UINT64_C(0x9E3779B97F4A7C15));
-    uint32_t *journal = s->journal + s->journal_length;
+    uint64_t salt = s->salts[context_id];
+    entry *journal = s->journal + s->journal_length;
     uint64_t *bits = s->bits;
     int novel = 0;
     for (int k = 0; k < n; k++) {
         uint64_t key = (uint64_t)(uint32_t)a[k] << 32 | (uint32_t)b[k];
-        uint32_t tile = (uint32_t)(tile_hash(key, salt) >> shift);
-        uint64_t word = bits[tile >> 6], mask = (uint64_t)1 << (tile & 63);
+        uint64_t hash = tile_hash(key, salt);
+        uint32_t tile = (uint32_t)(hash >> shift);
+        uint64_t word = bits[tile >> 6];
+        uint64_t mask = (uint64_t)1 << (tile & 63) | (uint64_t)1 << (hash & 63);
         salt += UINT64_C(0xA24BAED4963EE407);
-        journal[novel] = tile;
-        novel += !(word & mask);
+        journal[novel] = (entry){.word = tile >> 6, .fresh = mask & ~word};
+        novel += (word & mask) != mask;
         bits[tile >> 6] = word | mask;
     }
     s->journal_length += novel;
@@ -215,7 +229,7 @@ static int visit(tiles *s, uint64_t context_id, const int32_t *a, const int32_t 
 static void forget_tiles(tiles *s)
 {
     for (int64_t i = 0; i < s->journal_length; i++)
-        s->bits[s->journal[i] >> 6] &= ~((uint64_t)1 << (s->journal[i] & 63));
+        s->bits[s->journal[i].word] &= ~s->journal[i].fresh;
 }
 
 /* Sums of the last `window` novelties, once this record's are among them. */
@@ -236,7 +250,7 @@ static void draft_field(tiles *s, int f, double x, double hour)
     const tile_options *o = &s->block->options;
     const lane *from = &s->lanes[f];
     draft *to = &s->drafts[f];
-    int32_t now[MAX_TILINGS], other[MAX_TILINGS], third[MAX_TILINGS];
+    int32_t *now = s->now, *other = s->other, *third = s->third;
     static const int32_t none[MAX_TILINGS];
     double u = stream_asinh((x - from->centre) / from->scale);
     double previous = from->t ? from->u : u;
@@ -270,7 +284,7 @@ static void draft_field(tiles *s, int f, double x, double hour)
 static void draft_pair(tiles *s, int l, int i, int j)
 {
     const tile_options *o = &s->block->options;
-    int32_t a[MAX_TILINGS], b[MAX_TILINGS];
+    int32_t *a = s->now, *b = s->other;
     s->drafts[l] = (draft){.present = s->drafts[i].present && s->drafts[j].present};
     if (!s->drafts[l].present)
         return;
@@ -557,7 +571,7 @@ size_t tiles_memory(const tiles *s)
     size_t tiles_per_record =
         (lanes + (size_t)o->n_fields * (FIELD_CONTEXTS - 1)) * (size_t)o->n_tilings;
     return sizeof *s + block_size(o) + lanes * (sizeof(draft) + sizeof(double)) +
-           tiles_per_record * sizeof(uint32_t) + (s->buffer ? buffer_size(o, o->learning) : 0);
+           tiles_per_record * sizeof(entry) + (s->buffer ? buffer_size(o, o->learning) : 0);
 }
 
 size_t tiles_size(const tiles *s)

@@ -215,7 +215,9 @@ class OracleTiles:
         packed = struct.unpack("<Q", struct.pack("<ii", key[1], key[0]))[0]
         x = (packed ^ salt) * 0x9FB21C651E98DF25 & MASK
         x ^= x >> 32
-        return (x * 0xD6E8FEB86659FD93 & MASK) >> 46
+        x = x * 0xD6E8FEB86659FD93 & MASK
+        word = x >> 52
+        return {(word, x >> 46 & 63), (word, x & 63)}  # two bits of one word
 
     def novelties(self, x, seconds):
         with np.errstate(over="ignore"):
@@ -231,8 +233,8 @@ class OracleTiles:
         for context in range(7):
             for k in range(self.T):
                 tile = self.tile(by_tiling[k][context], context, k)
-                novel[context] += tile not in self.bits
-                self.bits.add(tile)
+                novel[context] += not tile <= self.bits
+                self.bits |= tile
         self.prev = u
         return novel
 

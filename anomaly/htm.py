@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,10 +13,18 @@ from sklearn.utils.validation import check_is_fitted
 from anomaly import _core
 from anomaly.base import Interval, StrOptions
 from anomaly.errors import ParameterError
-from anomaly.streaming import StreamDetector
+from anomaly.streaming import (
+    FROZEN,
+    LEARN,
+    ManyStreams,
+    StreamDetector,
+    StreamRecord,
+    Timestamp,
+    seconds_of,
+)
 from anomaly.tiles import TileDetector
 
-__all__ = ["Forecast", "HTMDetector", "TileDetector"]
+__all__ = ["FieldsRecord", "Forecast", "HTMDetector", "MultiHTMDetector", "TileDetector"]
 
 _ONE = 20_000  # permanence 1.0 in the native core
 
@@ -305,8 +313,11 @@ class HTMDetector(StreamDetector):
             raise ParameterError(
                 f"field must be from 0 to {self.n_features_in_ - 1}, got {field!r}"
             )
-        mean, values, shares = _core.htm_forecast(self._stream, field, horizons.index(steps))
+        mean, values, shares = self._forecast(field, horizons.index(steps))
         return Forecast(mean, np.array(values), np.array(shares))
+
+    def _forecast(self, field: int, which: int) -> Any:
+        return _core.htm_forecast(self._stream, field, which)
 
     def inspect(self) -> dict[str, Any]:
         """Active columns, active and winner cells after the last record, and sizes."""
@@ -409,6 +420,264 @@ class HTMDetector(StreamDetector):
             )
         if n_fields > 256:
             raise ParameterError(f"at most 256 fields fit one memory, got {n_fields}")
+
+
+class FieldsRecord(NamedTuple):
+    """What `MultiHTMDetector` says about one record.
+
+    Attributes
+    ----------
+    fields : dict of str to StreamRecord
+        The answer for each field; one without a value has likelihood 0.
+    likelihood : float
+        Of all fields together, 0 to 0.8.
+    shares : dict of str to float
+        Each field's share in it.
+    is_anomaly : bool
+    """
+
+    fields: dict[str, StreamRecord]
+    likelihood: float
+    shares: dict[str, float]
+    is_anomaly: bool
+
+
+class MultiHTMDetector(HTMDetector):
+    """Watch several named fields that come together.
+
+    Each field has its own memory, as in the original program, or all of them
+    share one (``joint=True``). Fields may be missing from a record, and may
+    carry their own time stamps.
+
+    Without ``joint`` the likelihood of all fields is that of the eighth-power
+    mean of their strengths: one field that screams is an alarm, and so are many
+    that murmur.
+
+    Parameters
+    ----------
+    fields : sequence of str or None, default=None
+        Names of the fields; None takes those of the first record or frame.
+    joint : bool, default=False
+        Learn one sequence of all fields instead of one per field.
+    learning_period, value_range, n_columns, n_active_columns, cells_per_column, \
+    prediction_steps, threshold, learning, random_state
+        As in `HTMDetector`.
+    parameters : dict or None, default=None
+        Any other parameter of `HTMDetector`.
+
+    Examples
+    --------
+    >>> from anomaly.htm import MultiHTMDetector
+    >>> detector = MultiHTMDetector(["A", "B"], learning_period=200, cells_per_column=1)
+    >>> for t in range(600):
+    ...     answer = detector.process_fields({"A": t % 4, "B": 5.0 - t % 2})
+    >>> answer = detector.process_fields({"A": 40.0})
+    >>> answer.is_anomaly, answer.shares
+    (True, {'A': 1.0, 'B': 0.0})
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **{
+            name: HTMDetector._parameter_constraints[name]
+            for name in (
+                "learning_period",
+                "value_range",
+                "n_columns",
+                "n_active_columns",
+                "cells_per_column",
+                "prediction_steps",
+                "threshold",
+                "learning",
+                "random_state",
+            )
+        },
+        "fields": ["array-like", None],
+        "joint": ["boolean"],
+        "parameters": [dict, None],
+    }
+
+    def __init__(
+        self,
+        fields: Sequence[str] | None = None,
+        *,
+        joint: bool = False,
+        learning_period: int = 600,
+        value_range: Any = "learnt",
+        n_columns: int = 1024,
+        n_active_columns: int = 20,
+        cells_per_column: int = 16,
+        prediction_steps: Sequence[int] = (1,),
+        parameters: dict[str, Any] | None = None,
+        threshold: float = 0.5,
+        learning: bool = True,
+        random_state: Any = 0,
+    ) -> None:
+        self.fields = fields
+        self.joint = joint
+        self.learning_period = learning_period
+        self.value_range = value_range
+        self.n_columns = n_columns
+        self.n_active_columns = n_active_columns
+        self.cells_per_column = cells_per_column
+        self.prediction_steps = prediction_steps
+        self.parameters = parameters
+        self.threshold = threshold
+        self.learning = learning
+        self.random_state = random_state
+
+    def process_fields(
+        self, record: Mapping[str, Any], timestamp: Timestamp = None
+    ) -> FieldsRecord:
+        """Score a record of named fields, then learn it.
+
+        Parameters
+        ----------
+        record : mapping of str to float, or to (timestamp, float)
+            The fields that have a value.
+        timestamp : number of seconds, datetime, str or None
+            Wall clock of the fields that do not bring their own.
+
+        Returns
+        -------
+        FieldsRecord
+        """
+        pairs = {
+            name: value if isinstance(value, tuple) else (timestamp, value)
+            for name, value in record.items()
+        }
+        values = self._values_by_name({name: value for name, (_, value) in pairs.items()})
+        names = [str(name) for name in self.feature_names_in_]
+        row = np.array([[np.nan if v is None else float(v) for v in values]])
+        clocks = [seconds_of(pairs[n][0] if n in pairs else timestamp) for n in names]
+        together, strengths, each = self._answers(row, np.array([clocks]))
+        total = float(strengths.sum())
+        return FieldsRecord(
+            fields={
+                name: StreamRecord(x, due, novelty, likelihood, likelihood >= self.threshold)
+                for name, x, due, novelty, likelihood in zip(names, *each, strict=True)
+            },
+            likelihood=together,
+            shares={
+                name: strength / total if total > 0 else 0.0
+                for name, strength in zip(names, strengths.tolist(), strict=True)
+            },
+            is_anomaly=together >= self.threshold,
+        )
+
+    def _answers(
+        self, row: NDArray[np.float64], clocks: NDArray[np.float64]
+    ) -> tuple[float, NDArray[np.float64], list[list[float]]]:
+        """Likelihood of all fields, strength of each, and (x, predicted, raw, likelihood)."""
+        mode = LEARN if self.learning else FROZEN
+        if isinstance(self._stream, _FieldByField):
+            likelihood, novelty, expected = self._stream.record(row, clocks, mode)
+            together, strengths = _together(likelihood, ~np.isnan(row))
+            columns = (row, expected, novelty, likelihood)
+            return float(together[0]), strengths[0], [c[0].tolist() for c in columns]
+        known = clocks[np.isfinite(clocks)]
+        result = self._block(self._stream, row, known[:1] if len(known) else None, mode)
+        strengths = result.strengths
+        novelty = np.broadcast_to(result.raw_score[:, None], row.shape)
+        columns = (row, result.predicted, novelty, strengths / (1.0 + strengths))
+        return float(result.likelihood[0]), strengths[0], [c[0].tolist() for c in columns]
+
+    def _values_by_name(self, x: Mapping[str, Any]) -> list[Any]:
+        if self._stream is None and self.fields is not None:
+            self._start(len(self.fields))
+            self.feature_names_in_ = np.array(list(self.fields), dtype=object)
+        return super()._values_by_name(x)
+
+    def _memory(self) -> HTMDetector:
+        """The detector of one field, or of all."""
+        own = {
+            name: getattr(self, name)
+            for name in MultiHTMDetector._parameter_constraints
+            if name not in ("fields", "joint", "parameters")
+        }
+        unknown = set(self.parameters or {}) - set(HTMDetector().get_params())
+        if unknown:
+            raise ParameterError(f"parameters has no {sorted(unknown)[0]!r} in HTMDetector")
+        memory = HTMDetector(**{**own, **(self.parameters or {})})
+        memory._validate_params()
+        return memory
+
+    def _new_stream(self, n_fields: int) -> Any:
+        if self.fields is not None and len(self.fields) != n_fields:
+            raise ParameterError(
+                f"fields names {len(self.fields)} fields, a record has {n_fields} values"
+            )
+        memory = self._memory()
+        if self.joint:
+            return memory._new_stream(n_fields)
+        return _FieldByField([memory._new_stream(1) for _ in range(n_fields)])
+
+    def predict_one(self, steps: int = 1, field: int | str = 0) -> Forecast:
+        """Distribution of a field's value so many records ahead.
+
+        Parameters
+        ----------
+        steps : int, default=1
+            One of ``prediction_steps``.
+        field : int or str, default=0
+
+        Returns
+        -------
+        Forecast
+        """
+        check_is_fitted(self)
+        if isinstance(field, str):
+            names = [str(name) for name in getattr(self, "feature_names_in_", ())]
+            if field not in names:
+                raise ParameterError(f"unknown field {field!r}; this stream has {names}")
+            field = names.index(field)
+        return super().predict_one(steps, field)
+
+    def _forecast(self, field: int, which: int) -> Any:
+        if isinstance(self._stream, _FieldByField):
+            return _core.htm_forecast(self._stream.parts[field], 0, which)
+        return super()._forecast(field, which)
+
+
+class _FieldByField(ManyStreams):
+    """One stream per field."""
+
+    def _process(self, *block: Any) -> None:
+        values, seconds, mode, scores, raw, strengths, expected = block
+        clock = np.nan if seconds is None else seconds[:, None]
+        clocks = np.broadcast_to(clock, values.shape)
+        likelihood, novelty, expected[...] = self._each(values, clocks, mode)
+        present = ~np.isnan(values)
+        scores[...], strengths[...] = _together(likelihood, present)
+        raw[...] = novelty.sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+
+    def record(
+        self, row: NDArray[np.float64], clocks: NDArray[np.float64], mode: int
+    ) -> list[NDArray[np.float64]]:
+        """Likelihood, novelty and expected value of each field, each with its own clock."""
+        with self._lock:
+            return self._each(row, clocks, mode)
+
+    def _each(
+        self, values: NDArray[np.float64], clocks: NDArray[np.float64], mode: int
+    ) -> list[NDArray[np.float64]]:
+        answers = [np.empty(values.shape) for _ in range(3)]
+        for f, part in enumerate(self.parts):
+            column = [np.ascontiguousarray(a[:, f]) for a in (values, clocks)]
+            scores, raw, strengths, expected = (np.empty(len(values)) for _ in range(4))
+            part.process(*column, mode, scores, raw, strengths, expected)
+            for answer, of_field in zip(answers, (scores, raw, expected), strict=True):
+                answer[:, f] = of_field
+        return answers
+
+
+def _together(
+    likelihood: NDArray[np.float64], present: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Likelihood of all fields by the eighth-power mean of their strengths, and these."""
+    strengths = likelihood / (1.0 - likelihood)
+    n = np.maximum(present.sum(axis=1), 1)
+    together = ((strengths**8).sum(axis=1) / n) ** 0.125
+    return together / (1.0 + together), strengths
 
 
 def _steps(permanence: float) -> int:

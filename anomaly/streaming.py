@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import pickle
 import threading
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self
@@ -20,7 +21,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from anomaly.base import BaseDetector, Interval
 from anomaly.errors import DataError
 
-__all__ = ["StreamCounts", "StreamDetector", "StreamRecord", "StreamResult", "seconds_of"]
+__all__ = [
+    "ManyStreams",
+    "StreamCounts",
+    "StreamDetector",
+    "StreamRecord",
+    "StreamResult",
+    "seconds_of",
+]
 
 Timestamp = float | datetime | np.datetime64 | str | None
 
@@ -516,8 +524,7 @@ class StreamDetector(BaseDetector):
         return self._block(self._copied_stream(), values, seconds, mode)
 
     def _copied_stream(self) -> Any:
-        restore, arguments = self._stream.__reduce__()
-        return restore(*arguments)
+        return pickle.loads(pickle.dumps(self._stream))
 
     def _seed(self) -> int:
         if isinstance(self.random_state, Integral):
@@ -525,12 +532,87 @@ class StreamDetector(BaseDetector):
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
 
+class ManyStreams:
+    """Native streams that are used, counted and pickled as one.
+
+    A subclass answers ``_process`` from its ``parts``; records stay whole because
+    one lock guards all parts.
+    """
+
+    def __init__(self, parts: Sequence[Any], **settings: Any) -> None:
+        self.parts = list(parts)
+        self.settings = settings
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with self._lock:
+            return _rebuilt, (type(self), pickle.dumps(self.parts), self.settings)
+
+    def process(
+        self,
+        values: NDArray[np.float64],
+        seconds: NDArray[np.float64] | None,
+        mode: int,
+        scores: NDArray[np.float64],
+        raw: NDArray[np.float64],
+        strengths: NDArray[np.float64],
+        expected: NDArray[np.float64],
+    ) -> None:
+        """As the native streams do."""
+        with self._lock:
+            self._process(values, seconds, mode, scores, raw, strengths, expected)
+
+    def one(self, value: float, seconds: float, mode: int) -> tuple[float, float, float]:
+        """As the native streams do, for one field."""
+        scores, raw = np.empty(1), np.empty(1)
+        strengths, expected = np.empty((1, 1)), np.empty((1, 1))
+        clock = np.array([seconds])
+        self.process(np.array([[value]]), clock, mode, scores, raw, strengths, expected)
+        return float(scores[0]), float(raw[0]), float(expected[0, 0])
+
+    def snapshots(self) -> list[bytes]:
+        """Snapshot of each part, taken between two records."""
+        with self._lock:
+            return [part.to_bytes() for part in self.parts]
+
+    def info(self) -> dict[str, Any]:
+        """Counts of the first part, memory of all, ready once all are."""
+        found = [part.info() for part in self.parts]
+        return {
+            **found[0],
+            "memory": sum(part["memory"] for part in found),
+            "ready": all(part["ready"] for part in found),
+        }
+
+    @abstractmethod
+    def _process(self, *block: Any) -> None:
+        """Fill scores, raw, strengths and expected of a block."""
+
+
+def _rebuilt(cls: type[ManyStreams], parts: bytes, settings: dict[str, Any]) -> ManyStreams:
+    return cls(pickle.loads(parts), **settings)
+
+
+def snapshots_of(stream: Any) -> list[bytes]:
+    """The native snapshots a stream consists of."""
+    return stream.snapshots() if isinstance(stream, ManyStreams) else [stream.to_bytes()]
+
+
+def restore_snapshots(stream: Any, snapshots: Sequence[bytes]) -> Any:
+    """A stream like this one, with the state that `snapshots_of` saved."""
+    parts = stream.parts if isinstance(stream, ManyStreams) else [stream]
+    if len(parts) != len(snapshots):
+        raise DataError(f"the state has {len(snapshots)} streams, {len(parts)} are expected")
+    restored = []
+    for part, snapshot in zip(parts, snapshots, strict=True):
+        restore, _ = part.__reduce__()
+        restored.append(restore(snapshot))
+    if isinstance(stream, ManyStreams):
+        return type(stream)(restored, **stream.settings)
+    return restored[0]
+
+
 def seconds_of_index(X: Any) -> NDArray[np.float64] | None:
     """The clock in the index of a frame or series, or None."""
     index = getattr(X, "index", None)
     return seconds_of_many(index) if isinstance(index, pd.DatetimeIndex) else None
-
-
-def renamed(result: StreamResult, fields: Sequence[str]) -> StreamResult:
-    """The same result with other names for its fields."""
-    return replace(result, fields=tuple(fields))

@@ -17,6 +17,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
 
 import anomaly
+from anomaly.tiles import TileDetector
 
 # Constructor arguments that make an estimator small enough to be checked, or
 # that it needs. Keep entries in alphabetical order.
@@ -33,10 +34,17 @@ ARGUMENTS: dict[str, dict] = {
         "n_best": 1,
     },
     "HTMDetector": {"learning_period": 10, "n_columns": 64, "n_active_columns": 8},
+    "MultiHTMDetector": {"learning_period": 10, "n_columns": 64, "n_active_columns": 8},
     "OversampleClassifier": {
         "estimator": DecisionTreeClassifier(random_state=0),
         "oversample": 3,
         "random_state": 0,
+    },
+    "StreamEnsemble": {
+        "estimators": [
+            ("first", TileDetector(learning_period=10)),
+            ("second", TileDetector(learning_period=10, random_state=1)),
+        ]
     },
     "TileDetector": {"learning_period": 10},
     "ValueDetector": {"n_estimators": 20},
@@ -62,6 +70,8 @@ EXEMPTIONS: dict[str, dict[str, str]] = {
         "check_classifiers_one_label": "nothing is learnt: a row is judged by its own history",
     },
     "HTMDetector": _OF_A_STREAM,
+    "MultiHTMDetector": _OF_A_STREAM,
+    "StreamEnsemble": _OF_A_STREAM,
     "TileDetector": _OF_A_STREAM,
     "ValueDetector": _OF_A_WINDOW,
     "VibrationDetector": _OF_A_SIGNAL,

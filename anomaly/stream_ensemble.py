@@ -1,0 +1,131 @@
+"""Several stream detectors on the same stream, as one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.utils.metaestimators import _BaseComposition
+
+from anomaly.base import StrOptions
+from anomaly.errors import ParameterError
+from anomaly.htm import HTMDetector
+from anomaly.streaming import ManyStreams, StreamDetector
+from anomaly.tiles import TileDetector
+
+__all__ = ["StreamEnsemble"]
+
+
+class StreamEnsemble(_BaseComposition, StreamDetector):
+    """Let several stream detectors judge each record together.
+
+    Parameters
+    ----------
+    estimators : list of (str, StreamDetector) or None, default=None
+        The members and their names; None means a `TileDetector` and an
+        `HTMDetector` with one cell per column. They are used as patterns and
+        stay as they are. What is predicted is the prediction of the first.
+    combine : {"mean", "maximum"}, default="mean"
+        Weighted mean of the likelihoods, or the largest of them.
+    weights : list of float or None, default=None
+        Weight of each member in the mean; None means equal weights.
+    threshold : float, default=0.5
+        Likelihood from which a record is an anomaly.
+    learning : bool, default=True
+        False freezes what was learnt.
+
+    Examples
+    --------
+    >>> from anomaly.stream_ensemble import StreamEnsemble
+    >>> from anomaly.tiles import TileDetector
+    >>> salts = [(f"salt{i}", TileDetector(200, random_state=i)) for i in range(3)]
+    >>> ensemble = StreamEnsemble(salts)
+    >>> for t in range(1000):
+    ...     _ = ensemble.process_one([0.0, 1.0, 4.0, 1.0][t % 4])
+    >>> ensemble.process_one(9.0).is_anomaly
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "threshold": StreamDetector._parameter_constraints["threshold"],
+        "learning": ["boolean"],
+        "estimators": [list, tuple, None],
+        "combine": [StrOptions({"mean", "maximum"})],
+        "weights": ["array-like", None],
+    }
+
+    def __init__(
+        self,
+        estimators: Any = None,
+        *,
+        combine: str = "mean",
+        weights: Any = None,
+        threshold: float = 0.5,
+        learning: bool = True,
+    ) -> None:
+        self.estimators = estimators
+        self.combine = combine
+        self.weights = weights
+        self.threshold = threshold
+        self.learning = learning
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of the ensemble and, if ``deep``, of its members."""
+        found: dict[str, Any] = self._get_params("estimators", deep=deep)
+        return found
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; ``name__parameter`` reaches a member."""
+        self._set_params("estimators", **params)
+        return self
+
+    def _members(self) -> list[tuple[str, StreamDetector]]:
+        if self.estimators is None:
+            return [("tiles", TileDetector()), ("htm", HTMDetector(cells_per_column=1))]
+        members = list(self.estimators)
+        for member in members:
+            if not (isinstance(member, tuple | list) and isinstance(member[-1], StreamDetector)):
+                raise ParameterError(
+                    f"estimators must be (name, stream detector) pairs, got {member!r}"
+                )
+        if not members:
+            raise ParameterError("estimators must hold at least one detector, got none")
+        self._validate_names([name for name, _ in members])
+        return members
+
+    def _member_weights(self, n_members: int) -> list[float]:
+        weights = [1.0] * n_members if self.weights is None else [float(w) for w in self.weights]
+        if len(weights) != n_members or min(weights) < 0 or sum(weights) <= 0:
+            raise ParameterError(
+                f"weights must be {n_members} numbers of 0 or more, not all 0, "
+                f"got {self.weights!r}"
+            )
+        return [weight / sum(weights) for weight in weights]
+
+    def _new_stream(self, n_fields: int) -> Any:
+        members = self._members()
+        weights = self._member_weights(len(members))
+        streams = []
+        for _, member in members:
+            member._validate_params()
+            streams.append(member._new_stream(n_fields))
+        return _JudgedTogether(streams, weights=weights, combine=self.combine)
+
+
+class _JudgedTogether(ManyStreams):
+    def _process(self, *block: Any) -> None:
+        values, seconds, mode, scores, raw, strengths, expected = block
+        answers = [[np.empty_like(a) for a in (scores, raw, strengths)] for _ in self.parts]
+        ignored = np.empty_like(expected)
+        for i, (part, (likelihood, novelty, strength)) in enumerate(
+            zip(self.parts, answers, strict=True)
+        ):
+            due = ignored if i else expected
+            part.process(values, seconds, mode, likelihood, novelty, strength, due)
+        for i, to in enumerate((scores, raw, strengths)):
+            to[...] = self._combined(np.stack([answer[i] for answer in answers]))
+
+    def _combined(self, answers: Any) -> Any:
+        if self.settings["combine"] == "maximum":
+            return answers.max(axis=0)
+        return np.tensordot(self.settings["weights"], answers, axes=1)

@@ -62,9 +62,7 @@ def test_composite_streams_pickle_at_any_record(make):
 
 
 def test_wrong_members_and_weights_are_named():
-    with pytest.raises(
-        ParameterError, match=r"must be \(name, stream detector\) pairs"
-    ):
+    with pytest.raises(ParameterError, match=r"must be \(name, stream detector\) pairs"):
         StreamEnsemble([("a", 3)]).process_one(1.0)
     with pytest.raises(ParameterError, match="weights must be 2 numbers of 0 or more"):
         StreamEnsemble(members(), weights=[1.0]).process_one(1.0)

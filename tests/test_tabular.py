@@ -1,0 +1,77 @@
+"""The benchmark on tables: what it reads, prints and survives."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def tabular():
+    spec = importlib.util.spec_from_file_location("tabular", ROOT / "benchmarks/tabular.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(120, 3)), np.arange(120) < 12
+    X[y] += 4
+    np.savez(tmp_path / "one.npz", X=X, y=y.astype(int))
+    frame = pd.DataFrame(X, columns=list("abc")).assign(label=y.astype(int))
+    frame.to_csv(tmp_path / "two.csv", index=False)
+    return tmp_path
+
+
+def test_npz_and_csv_tables_are_read_alike(tabular, folder):
+    for one, two in zip(
+        tabular.read_table(folder / "one.npz"), tabular.read_table(folder / "two.csv"), strict=True
+    ):
+        assert one == pytest.approx(two)
+
+
+def test_it_prints_means_and_paired_intervals(tabular, folder, capsys):
+    given = [
+        "--data",
+        str(folder),
+        "--repeats",
+        "1",
+        "--jobs",
+        "1",
+        "--out",
+        str(folder / "o.csv"),
+    ]
+    names = ["isolation forest", "5 neighbours"]
+    assert tabular.main([*given, "--detectors", *names]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in names)
+    assert "[" in out
+    written = pd.read_csv(folder / "o.csv")
+    assert set(written["table"]) == {"one", "two"}
+    assert len(written) == 4
+
+
+def test_a_detector_that_fails_does_not_end_the_run(tabular, folder, monkeypatch):
+    def fail(X, y, rows, seed):
+        raise ValueError("no")
+
+    monkeypatch.setattr(tabular, "detectors", lambda labels: {"bad": fail})
+    result = tabular.measure(folder / "one.npz", "none", 1.0, "bad", 0)
+    assert result["failed"] == "ValueError: no"
+
+
+def test_paired_interval_is_of_the_differences(tabular):
+    mean, low, high = tabular.paired_interval(pd.Series([0.9, 0.8]), pd.Series([0.8, 0.7]))
+    assert (mean, low, high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_an_empty_folder_is_refused(tabular, tmp_path, capsys):
+    assert tabular.main(["--data", str(tmp_path)]) == 2
+    assert "error: no .npz or .csv tables" in capsys.readouterr().err

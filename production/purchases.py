@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import re
 import signal
 import stat
 import sys
@@ -43,6 +44,7 @@ PROG = "purchases.py"
 _LONG = 8 << 20  # bytes of a log from which on progress is shown
 _POLL_S = 0.1
 _SNAPSHOT_S = 30.0
+_SIGMA = re.compile(r"(?=[0-9.]{1,10}\Z)[0-9]+(\.[0-9]+)?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,12 +133,11 @@ def _check(options: argparse.Namespace) -> None:
         raise ParameterError("--state needs --batch-log in a file")
     if options.snapshot_lines < 1:
         raise ParameterError(f"--snapshot-lines must be 1 or more, got {options.snapshot_lines}")
-    try:
-        options.sigma = Fraction(options.sigma)
-    except (ValueError, ZeroDivisionError):
+    if not _SIGMA.fullmatch(options.sigma):
         raise ParameterError(
-            f"--sigma must be a number, e.g. 2.5, got {options.sigma!r}"
-        ) from None
+            f"--sigma must be a number of nine digits at most, e.g. 2.5, got {options.sigma!r:.60}"
+        )
+    options.sigma = Fraction(options.sigma)
     for name in ("batch_log", "stream_log"):
         path = getattr(options, name)
         with contextlib.suppress(FileNotFoundError):

@@ -201,10 +201,11 @@ def exact_sigma(sigma: float | Fraction) -> Fraction:
     """The fraction that ``sigma`` is compared as."""
     exact = Fraction(sigma if isinstance(sigma, Integral | Fraction) else str(float(sigma)))
     if exact < 0:
-        raise ParameterError(f"sigma must be 0 or more, got {sigma}")
+        raise ParameterError(f"sigma must be 0 or more, got {sigma!r}")
     if exact.numerator > _LARGEST or exact.denominator > _LARGEST:
         raise ParameterError(
-            f"sigma must be a number of nine digits at most or a Fraction of two such, got {sigma}"
+            "sigma must be a number of nine digits at most or a Fraction of two such, "
+            f"got {sigma!r:.60}"
         )
     return exact
 

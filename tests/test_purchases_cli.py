@@ -61,6 +61,16 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
+def wait_for_change(path, timeout_s):
+    """Until a file was written again, or the time is over."""
+    before = path.stat()[:] if path.exists() else None
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if path.exists() and path.stat()[:] != before:
+            return
+        time.sleep(0.005)
+
+
 # ---- one run -------------------------------------------------------------------------------
 
 
@@ -233,12 +243,16 @@ def test_the_daemon_survives_twenty_kills(logs):
     (logs / "stream_log.json").write_bytes(b"")
     state = str(logs / "state")
     seen = set()
-    for before, after in itertools.pairwise(cuts):
+    for number, (before, after) in enumerate(itertools.pairwise(cuts)):
         with open(logs / "stream_log.json", "ab") as file:
             file.write(text[before:after])
         options = ["--follow", "--state", state, "--snapshot-lines", "20"]
         with start(logs, "out.json", *options) as process:
-            time.sleep(rng.uniform(0.2, 0.9))
+            if number % 2:  # amid the work; the others at any moment, the start-up included
+                wait_for_change(logs / "state" / "snapshot", timeout_s=5)
+                time.sleep(rng.uniform(0, 0.05))
+            else:
+                time.sleep(rng.uniform(0.2, 0.9))
             process.kill()
         out = logs / "out.json"
         written = out.read_bytes() if out.exists() else b""

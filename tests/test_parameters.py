@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_a_run_that_continues(place, number, n_jobs):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: logged_keys(place / "params" / "stop"))
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     if process.returncode == 0:
         pytest.fail("the run was over before it could be stopped")
     assert process.returncode == 130
@@ -324,7 +324,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def wait_for(condition, timeout_s=60.0):
+def wait_for(condition, timeout_s=300.0):
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "waited in vain"

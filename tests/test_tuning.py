@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator
 from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
 from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV, TimeSeriesSplit
@@ -40,6 +40,7 @@ from anomaly.tuning.literals import from_literal, public_path, to_literal
 from anomaly.tuning.log import LogReader, LogWriter, format_line, parse_line
 from anomaly.tuning.units import Fit, Record, Unit, evaluate_unit, make_units
 from detector import Detector
+from tests.deadly import Deadly
 from tests.test_staging import blobs
 
 GRID = {"n_estimators": [1, 3, 6], "learning_rate": [0.5, 1.0]}
@@ -269,7 +270,7 @@ def test_a_claim_holds_between_processes_and_ends_with_kill_9(tmp_path):
     folder = RunFolder(tmp_path / "run")
     process = context.Process(target=_hold, args=(str(folder.path), "unit", ready))
     process.start()
-    assert ready.get(timeout=60) is True
+    assert ready.get(timeout=300) is True
     with folder.claim("unit") as mine:
         assert not mine
     with folder.claim("another unit") as mine:
@@ -396,25 +397,6 @@ def test_several_processes_give_the_bits_of_one(tmp_path):
     )
 
 
-class Deadly(ClassifierMixin, BaseEstimator):
-    """Dies without a word for one value, and leaves a mark at every fit."""
-
-    def __init__(self, value=0, marks=""):
-        self.value = value
-        self.marks = marks
-
-    def fit(self, X, y):
-        with open(self.marks, "a") as file:
-            file.write(f"{self.value}\n")
-        if self.value == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.classes_ = np.unique(y)
-        return self
-
-    def predict(self, X):
-        return np.full(len(X), self.classes_[self.value % 2])
-
-
 def test_a_dead_worker_loses_only_its_own_fit(tmp_path):
     X, y = blobs(n=60)
     marks = tmp_path / "marks"
@@ -451,7 +433,7 @@ def test_several_processes_share_one_run(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)
         assert process.exitcode == 0
     folder = RunFolder(tmp_path / "run")
     whole = quick(log=tmp_path / "whole")

@@ -217,3 +217,14 @@ def test_every_staged_family_is_compared_with_grid_search():
     assert compared == set(STAGES)
     grids = itertools.chain.from_iterable(grid for _, grid in CASES.values())
     assert {stages.parameter for stages in STAGES.values()} <= set(grids)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "neighbours"])
+def test_stages_are_really_read_off_one_fit(name, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("fitted one by one")
+
+    monkeypatch.setattr("anomaly.tuning.units._run_plain", refuse)
+    classifier, grid = CASES[name]
+    X, y = blobs(n=120)
+    assert len(tune(classifier, grid, X, y, cv=2, refit=False).table)

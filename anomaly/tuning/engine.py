@@ -344,13 +344,12 @@ def library_versions(classifier: Any) -> dict[str, str]:
     """Versions that a result may depend on."""
     libraries = {"numpy", "scikit-learn", "scipy"}
     package = public_path(type(classifier)).partition(".")[0]
+    if package not in ("anomaly", "sklearn"):
+        libraries |= set(importlib.metadata.packages_distributions().get(package, []))
     found = {
         "anomaly": anomaly.__version__,
         "python": ".".join(platform.python_version_tuple()[:2]),
     }
-    for distribution in importlib.metadata.packages_distributions().get(package, []):
-        if package not in ("anomaly", "sklearn"):
-            libraries.add(distribution)
     return found | {name: importlib.metadata.version(name) for name in sorted(libraries)}
 
 

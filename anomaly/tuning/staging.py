@@ -10,13 +10,14 @@ start), `staged_parameter` says so and the candidates are fitted one by one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.ensemble import AdaBoostClassifier
 from sklearn.tree import DecisionTreeClassifier
 
 from anomaly.tuning.literals import public_path
@@ -48,15 +49,18 @@ class Stages:
     proportional: bool = True
 
 
-def staged_parameter(classifier: Any, n_train: int) -> str | None:
+def staged_parameter(
+    classifier: Any, n_train: int, changed: Mapping[str, Any] | None = None
+) -> str | None:
     """Name of the parameter of a classifier that one fit can answer for.
 
     Parameters
     ----------
     classifier : estimator
-        With every other parameter set.
     n_train : int
         Number of training rows.
+    changed : mapping, optional
+        Parameters of a candidate, in place of the classifier's own.
 
     Returns
     -------
@@ -75,20 +79,35 @@ def staged_parameter(classifier: Any, n_train: int) -> str | None:
     stages = STAGES.get(public_path(type(classifier)))
     if stages is None:
         return None
-    params = classifier.get_params(deep=False) | {"n_train": n_train}
+    params = classifier.get_params(deep=False) | dict(changed or {}) | {"n_train": n_train}
     return stages.parameter if stages.is_exact(params) else None
+
+
+def without_repeated_checks(classifier: Any) -> Any:
+    """A twin that fits the same members, but does not check the same rows for each of them.
+
+    Only for rows that are finite, and float32 for trees.
+    """
+    if type(classifier) is not AdaBoostClassifier:
+        return classifier
+    return _PlainAdaBoost(**classifier.get_params(deep=False))
 
 
 def staged_labels(model: Any, values: Sequence[int], X: NDArray[Any]) -> Iterator[Labels]:
     """Labels of ``X`` by each prefix of a model fitted with the largest of ``values``."""
-    return STAGES[public_path(type(model))].predict(model, values, X)
+    return _stages_of(model).predict(model, values, X)
 
 
 def stage_shares(model: Any, value: int, values: Sequence[int]) -> tuple[float, float]:
     """Shares of the staged fit and of the staged prediction to book on one value."""
-    if STAGES[public_path(type(model))].proportional:
+    if _stages_of(model).proportional:
         return value / values[-1], value / values[-1]
     return 1.0, 1.0 / len(values)
+
+
+def _stages_of(model: Any) -> Stages:
+    cls = AdaBoostClassifier if isinstance(model, _PlainAdaBoost) else type(model)
+    return STAGES[public_path(cls)]
 
 
 def is_stage_value(value: Any) -> bool:
@@ -127,6 +146,30 @@ def _adaboost(model: Any, values: Sequence[int], X: NDArray[Any]) -> Iterator[La
         weights[:used] = model.estimator_weights_[:used]
         share = votes[used - 1] / weights.sum()
         yield model.classes_.take(share + share > 0)
+
+
+class _PlainTree(DecisionTreeClassifier):
+    """A tree that takes its rows as they are."""
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        return super().fit(X, y, sample_weight, check_input=False)
+
+    def predict(self, X: Any) -> Any:
+        return super().predict(X, check_input=False)
+
+
+class _PlainAdaBoost(AdaBoostClassifier):
+    """Makes the trees of `AdaBoostClassifier`, with the same seeds, without cloning."""
+
+    def _make_estimator(self, append: bool = True, random_state: Any = None) -> Any:
+        if not hasattr(self, "_tree_params"):
+            self._tree_params = self.estimator_.get_params(deep=False)
+        # As scikit-learn draws the seed of a member.
+        seed = random_state.randint(np.iinfo(np.int32).max)
+        tree = _PlainTree(**self._tree_params | {"random_state": seed})
+        if append:
+            self.estimators_.append(tree)
+        return tree
 
 
 # Gradient boosting -----------------------------------------------------------------

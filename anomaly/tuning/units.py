@@ -23,7 +23,13 @@ from anomaly.injection import weight_options
 from anomaly.tuning.folds import Folds, Prepared
 from anomaly.tuning.literals import public_path, to_literal
 from anomaly.tuning.scores import count, failed_scores, ratio_scores
-from anomaly.tuning.staging import is_stage_value, stage_shares, staged_labels, staged_parameter
+from anomaly.tuning.staging import (
+    is_stage_value,
+    stage_shares,
+    staged_labels,
+    staged_parameter,
+    without_repeated_checks,
+)
 
 OVERSAMPLE = "oversample"
 
@@ -178,10 +184,7 @@ def can_join(first: Unit, other: Unit) -> bool:
 
 def staged_by(classifier: Any, params: dict[str, Any], n_train: int) -> str | None:
     """Parameter of a candidate that a staged fit can answer for, or None."""
-    try:
-        parameter = staged_parameter(candidate_classifier(classifier, params), n_train)
-    except (ValueError, TypeError):
-        return None  # the fit itself will say what is wrong
+    parameter = staged_parameter(classifier, n_train, params)
     return parameter if parameter in params and is_stage_value(params[parameter]) else None
 
 
@@ -229,6 +232,8 @@ def _run_staged(data: Folds, unit: Unit) -> Iterator[Record]:
         model = candidate_classifier(unit.classifier, unit.fits[-1].params)
         X_train = _as_tree_reads(model, fold.X_train, fold.is_plain)
         _check_params(model)
+        if fold.is_plain:
+            model = without_repeated_checks(model)
         with config_context(assume_finite=fold.is_plain, skip_parameter_validation=True):
             begun = time.perf_counter()
             model.fit(X_train, fold.y_train, **weight_options(model, fold.weights))

@@ -276,9 +276,8 @@ def _as_tree_reads(model: Any, X: Any, is_plain: bool) -> Any:
 def _check_params(model: Any) -> None:
     """Check the parameters once, since the members of an ensemble are not checked again."""
     for estimator in (model, getattr(model, "estimator", None)):
-        check = getattr(estimator, "_validate_params", None)
-        if check is not None:
-            check()
+        if estimator is not None and hasattr(estimator, "_parameter_constraints"):
+            estimator._validate_params()
 
 
 def _half(fold: Prepared, split: str) -> tuple[Any, NDArray[Any]]:

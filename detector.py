@@ -49,6 +49,11 @@ __all__ = ["Classified", "Detector", "Evaluation", "Tuned", "confusion_ratios"]
 # What the detector notes beside the features of a row.
 NOTES = ["duplicate", "odd", "origin"]
 
+UNLABELLED_NOTE = (
+    "Rows without a label count as normal here. An anomaly among them that is found counts as a "
+    "false alarm, so the truth is better than these numbers."
+)
+
 # Colours that colour-blind readers tell apart (Okabe and Ito, 2008).
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 
@@ -117,6 +122,7 @@ class Evaluation:
             predicted=self.flagged,
             types=self.origin,
             injected=bool(made.any()),
+            notes=[UNLABELLED_NOTE] if "unlabelled" in self.origin else [],
             title="Held-out half",
         )
 

@@ -457,6 +457,7 @@ def evaluate(
     predicted: ArrayLike | None = None,
     types: ArrayLike | None = None,
     injected: bool = False,
+    notes: Sequence[str] = (),
     k: Sequence[int] = (10, 100),
     n_bootstrap: int = 1000,
     random_state: int = 0,
@@ -476,6 +477,8 @@ def evaluate(
         What kind of anomaly, or of normal row, each row is.
     injected : bool, default=False
         The anomalies were made, not observed: a note says what that means.
+    notes : sequence of str, optional
+        What else a reader must know.
     k : sequence of int, default=(10, 100)
         Lengths of the top of the list; those longer than the table are left out.
     n_bootstrap : int, default=1000
@@ -522,7 +525,7 @@ def evaluate(
         by_type = _by_type(truth, named, np.asarray(types).astype(str), flags)
         tables["By type"] = by_type
         figures["By type"] = lambda figure: _draw_types(figure, by_type)
-    return Report(title, tables, [INJECTED_NOTE] if injected else [], figures)
+    return Report(title, tables, [INJECTED_NOTE] * injected + list(notes), figures)
 
 
 def evaluate_series(

@@ -306,6 +306,13 @@ def test_real_labels_get_no_note_about_injection():
     assert detector.evaluate().report.notes == []
 
 
+def test_a_report_says_that_unlabelled_rows_count_as_normal():
+    frame = records(80).assign(state=[1, None, None, None] * 20)
+    detector = Detector(frame, label="state", unlabelled="normal").format(seed=0)
+    detector.classify(RandomForestClassifier(5, random_state=0))
+    assert "without a label count as normal" in detector.evaluate().report.notes[0]
+
+
 def test_several_families_are_tuned_and_averaged():
     detector = prepared()
     families = {"knn": {"n_neighbors": [1, 5]}, "logistic_regression": {"C": [0.1, 1.0]}}

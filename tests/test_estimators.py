@@ -80,6 +80,7 @@ EXEMPTIONS: dict[str, dict[str, str]] = {
 # Classes that are estimators by inheritance only.
 NOT_CHECKED = {
     "BaseDetector": "the abstract contract itself",
+    "ForecastSkill": "a question to the tuning engine: its last column holds the answers",
     "StreamDetector": "the abstract contract of streams",
     "WindowDetector": "the abstract contract of windows",
 }

@@ -15,6 +15,7 @@ setup(
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             # No fused multiply-add: the same seed gives the same bits on every platform.
             extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra"],
+            extra_link_args=["-pthread"],
             py_limited_api=True,
         )
     ],

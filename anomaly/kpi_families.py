@@ -88,7 +88,7 @@ def inject_windows(
 ) -> tuple[Array, NDArray[np.int64]]:
     """Make one anomaly of a random kind in each window.
 
-    Most change the tested point only; one in seven is a level shift that began
+    Most change the tested point only; one in four is a level shift that began
     up to 20 points earlier. The change is a factor of 0 to 12 or 3 to 40 robust
     sigmas of the steps.
 
@@ -114,7 +114,7 @@ def inject_windows(
     known = X[:, :-1][:, -window:]
     whole = np.all(np.isnan(known) | (known == np.round(known)), axis=1)
     for i, row in enumerate(changed):
-        length = 1 if rng.random() < 0.85 else int(rng.integers(2, min(21, window)))
+        length = 1 if rng.random() < 0.75 else int(rng.integers(2, min(21, window)))
         part = row[-length:]
         if rng.random() < 0.45:
             part *= _random_factor(rng)

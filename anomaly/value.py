@@ -703,7 +703,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--task", help="task id that names the model")
         command.add_argument("--models", help="folder of models (ANOMALY_MODELS, else shipped)")
     train.add_argument("--out", help="model file to write, instead of --task")
-    train.add_argument("--synthetic", type=int, default=10000, help="synthetic windows (10000)")
+    train.add_argument("--synthetic", type=int, default=12000, help="synthetic windows (12000)")
     train.add_argument("--window", type=int, default=180, help="window without --csv (180)")
     train.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
     train.add_argument("--jobs", type=int, default=1, help="threads (1)")

@@ -523,14 +523,18 @@ def test_c_and_python_give_the_same_probabilities(library, default):
     assert (probs == default.predict_proba(X)[:, 0].astype(np.float32)).all()
 
 
-def test_mutated_model_files_never_crash(trained, library, tmp_path):
+def test_contract_and_mutated_model_files_hold_under_sanitizers(trained, library, tmp_path):
+    shipped = f"MODEL={model_path()}"
+    done = subprocess.run(
+        ["make", "-C", library, "sanitize", shipped, "FUZZ=20"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 mutants" in done.stdout
+    assert "all checks passed" in done.stdout
     small = pickle.loads(pickle.dumps(trained))
     for form in ("ubj", "json"):
         small.save(tmp_path / form, format=form)
-        done = subprocess.run(
-            ["make", "-C", library, "fuzz", f"MODEL={tmp_path / form}", "FUZZ=300"],
-            capture_output=True,
-            text=True,
-        )
+        fuzz = [library / "build" / "fuzz_sanitized", tmp_path / form, "500"]
+        done = subprocess.run(fuzz, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "300 mutants" in done.stdout
+        assert "500 mutants" in done.stdout

@@ -3,7 +3,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 PY     := $(VENV)/bin/python
-EXTRAS := mysql,optuna,postgres,service,skops
+EXTRAS := mqtt,mysql,onnx,optuna,postgres,service,skops,torch
 
 .PHONY: setup run test lint native clean
 

@@ -132,15 +132,50 @@ class VibrationDetector(WindowDetector):
         if not hasattr(self, "coefficients_"):
             return 0.0
         scaled = (np.asarray(x, dtype=float) - self.mean_) / self.scale_
+        recent = self._stream()
+        if len(recent) == self.order:
+            lags = np.concatenate([*reversed(recent), [1.0]])
+            residual = (scaled - lags @ self.coefficients_) / self.residual_scale_
+            self._level += self.smoothing * (float(np.mean(residual**2)) - self._level)
+        recent.append(scaled)
+        return float(np.log(max(self._level, 1e-300) / self.thresholds_["stream"]))
+
+    def score_many(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Score the next samples of a stream: `score_one` for each, at once.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_channels)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        values = np.asarray(X, dtype=float)
+        if not hasattr(self, "coefficients_"):
+            return np.zeros(len(values))
+        recent = self._stream()
+        scaled = self._scale(values)
+        signal = np.concatenate([np.reshape(recent, (-1, values.shape[1])), scaled])
+        squares = np.mean(self._residuals(signal[None])[0] ** 2, axis=1)
+        levels = np.full(len(values), self._level)
+        first = len(values) - len(squares)
+        for i, square in enumerate(squares.tolist(), start=first):
+            self._level += self.smoothing * (square - self._level)
+            levels[i] = self._level
+        recent.extend(scaled)
+        return np.log(np.maximum(levels, 1e-300) / self.thresholds_["stream"])
+
+    def reset_stream(self) -> None:
+        """Forget the samples of the stream so far; what was learnt stays."""
+        for name in ("_recent", "_level"):
+            self.__dict__.pop(name, None)
+
+    def _stream(self) -> deque[NDArray[np.float64]]:
         if not hasattr(self, "_recent"):
             self._recent: deque[NDArray[np.float64]] = deque(maxlen=self.order)
             self._level = 1.0
-        if len(self._recent) == self.order:
-            lags = np.concatenate([*reversed(self._recent), [1.0]])
-            residual = (scaled - lags @ self.coefficients_) / self.residual_scale_
-            self._level += self.smoothing * (float(np.mean(residual**2)) - self._level)
-        self._recent.append(scaled)
-        return float(np.log(max(self._level, 1e-300) / self.thresholds_["stream"]))
+        return self._recent
 
     def process_one(self, x: Sequence[float]) -> float:
         """Score a sample, then learn it."""
@@ -210,8 +245,8 @@ class VibrationDetector(WindowDetector):
             else np.zeros(n_channels)
         )
         self.residual_scale_ = np.maximum(spread, self.noise_floor)
-        for name in ("_recent", "_level", "_collected"):
-            self.__dict__.pop(name, None)
+        self.reset_stream()
+        self.__dict__.pop("_collected", None)
         cuts = [cut(segment, self.window_size) for segment in segments]
         self.loudness_ = _typical([self._power(windows) for windows in cuts])
         self.variation_ = _typical([self._variance(windows) for windows in cuts])

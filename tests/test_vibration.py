@@ -195,6 +195,18 @@ def test_stream_score_equals_the_batch_of_its_residuals(healthy):
     np.testing.assert_allclose(streamed[detector.order :], expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 8, 50])
+def test_chunks_of_a_stream_score_as_its_samples(chunk, detector):
+    signal = rig(200, lambda number: 0.0 if number < 600 else 1.0, seed=11)
+    one, many = pickle.loads(pickle.dumps(detector)), pickle.loads(pickle.dumps(detector))
+    one.reset_stream()
+    many.reset_stream()
+    chunks = [many.score_many(signal[i : i + chunk]) for i in range(0, 200, chunk)]
+    np.testing.assert_allclose(
+        np.concatenate(chunks), [one.score_one(x) for x in signal], rtol=1e-9
+    )
+
+
 def test_residual_equals_the_obvious_loop(detector):
     window = detector._scale(rig(30, seed=12))
     slow = []

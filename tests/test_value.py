@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -454,6 +456,22 @@ def test_help_shows_an_example():
         [sys.executable, "-m", "anomaly.value", "--help"], capture_output=True, text=True, cwd=ROOT
     )
     assert "--csv windows.csv" in done.stdout
+
+
+def test_the_documented_python_runs(tmp_path):
+    text = (ROOT / "docs" / "kpi.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[0 0 1]")
+    assert done.stdout.endswith("0 0\n")
+    assert (tmp_path / "my_model").is_file()
 
 
 # --- the C library ---

@@ -648,10 +648,9 @@ class Detector:
         left, right = figure.subplots(1, 2)
         self.plot(ax=left)
         self.plot_decision_boundaries(ax=right)
-        form = path.suffix.lstrip(".").lower() or "png"
-        _check_choice("format of the plot", form, sorted(figure.canvas.get_supported_filetypes()))
+        check_picture(str(path))
         with write_aside(path, "wb") as file:
-            figure.savefig(file, format=form, dpi=110)
+            figure.savefig(file, format=path.suffix.lstrip(".").lower() or "png", dpi=110)
         return path
 
     # -- private ------------------------------------------------------------
@@ -703,7 +702,7 @@ class Detector:
         """Origin and category of each row; rare ones join the largest of the same label."""
         odd = frame["odd"]
         counts = odd.value_counts()
-        if counts.min() < 2:
+        if counts.empty or counts.min() < 2:
             raise DataError(
                 f"at least 2 rows of a kind are needed to split; got {counts.get(False, 0)} "
                 f"normal and {counts.get(True, 0)} anomalous"
@@ -871,6 +870,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--separator", help="of a CSV file; found by itself when not given")
     parser.add_argument("--decimal", default=".", help="decimal mark of a CSV file (default .)")
+    add_reading_options(parser)
     parser.add_argument("--inject", type=int, metavar="N", help="inject N anomalies")
     parser.add_argument("--strategy", default="uniform", help="of the injection (default uniform)")
     parser.add_argument(
@@ -881,6 +881,40 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", metavar="FILE", help="page of curves and intervals (HTML)")
     parser.add_argument("--export", metavar="FILE", help="classify function to write")
     return parser
+
+
+def add_reading_options(parser: argparse._ActionsContainer) -> None:
+    """Options of a CSV file that every command line of the house takes."""
+    parser.add_argument("--thousands", help="mark between thousands of a CSV file, e.g. ' '")
+    parser.add_argument(
+        "--anomalies",
+        action="append",
+        metavar="VALUE",
+        help="value of the label that means anomaly; repeat (default: 1, true, yes, anomaly)",
+    )
+
+
+def check_outputs(*paths: str | None) -> None:
+    """Refuse files that could not be written, before any work is done."""
+    for path in paths:
+        if path is None:
+            continue
+        if not path or Path(path).is_dir():
+            raise ParameterError(f"a file to write must have a name, got {path!r}")
+        if not Path(path).parent.is_dir():
+            raise ParameterError(
+                f"{path} cannot be written: there is no folder {Path(path).parent}"
+            )
+
+
+def check_picture(path: str | None) -> None:
+    """Refuse a picture whose suffix names no format."""
+    if path is None:
+        return
+    from matplotlib.figure import Figure
+
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    _check_choice("format of the plot", Path(path).suffix.lstrip(".").lower() or "png", known)
 
 
 def load(arguments: argparse.Namespace) -> Detector:
@@ -902,14 +936,19 @@ def load(arguments: argparse.Namespace) -> Detector:
         separator=arguments.separator,
         decimal=arguments.decimal,
         scaling=scaling,
+        thousands=arguments.thousands,
+        anomalies=arguments.anomalies,
         random_state=arguments.seed,
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Load, inject, split, fit, judge or list, plot, report, export."""
+    # Refuse what cannot be done before loading.
     if arguments.classifier:
-        family(arguments.classifier)  # refuse an unknown one before loading
+        family(arguments.classifier)
+    check_outputs(arguments.plot, arguments.report, arguments.export)
+    check_picture(arguments.plot)
     detector = load(arguments)
     if arguments.inject:
         detector.inject(arguments.inject, arguments.strategy)
@@ -967,11 +1006,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         run(arguments)
-    except (AnomalyError, OSError) as error:
-        print(f"detector.py: error: {error}", file=sys.stderr)
+    except (AnomalyError, OSError, ValueError) as error:
+        print(f"detector.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())
     sys.exit(main())

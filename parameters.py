@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import detector
 from anomaly.errors import AnomalyError, ParameterError
@@ -30,6 +31,10 @@ from anomaly.tuning.scores import SCORINGS
 from anomaly.tuning.searches import SEARCHES
 from anomaly.tuning.workers import interrupt_on_terminate
 from anomaly.voting import mean_of_families
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 GRIDS = Path(__file__).resolve().parent / "params"
 FOLDER = "params"
@@ -64,6 +69,8 @@ DEFAULTS: dict[str, Any] = {
     "separator": None,
     "decimal": ".",
     "scaling": "standard",
+    "thousands": None,
+    "anomalies": None,
     "inject": None,
     "strategy": "uniform",
     "classifier": None,
@@ -99,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--separator", help="of a CSV file; found by itself when not given")
     data.add_argument("--decimal", help="decimal mark of a CSV file (default .)")
+    detector.add_reading_options(data)
     data.add_argument(
         "--scaling", choices=["standard", "none"], help="of columns; none for windows of a series"
     )
@@ -170,8 +178,8 @@ def tune(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         show_estimates(job, rows, grids, arguments.n_jobs)
         return 0
-    if folder is None:
-        folder = begin_run(arguments, job)
+    begun = folder is None
+    folder = folder or begin_run(arguments, job)
     odd = rows.frame["odd"].to_numpy()
     folder.agree("rows", {"data": fingerprint_rows(rows.frame[rows.features], odd)})
     with write_aside(folder.path / "manifest.json") as file:
@@ -185,11 +193,15 @@ def tune(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say_how_to_continue(arguments, folder)
         return 130
+    except ValueError:
+        if begun:
+            folder.forget()
+        raise
     finally:
         restore_terminate(before)
     if job["mean_of_best"]:
         results.append(mean_of_best(dict(results), job, rows))
-    finish(folder, results, job)
+    finish(folder, results, job, options_again(arguments))
     if rows.manifest.entries:
         print(INJECTED_NOTE)
     return 0
@@ -270,7 +282,7 @@ def existing_run(folder: str, name: str) -> RunFolder:
 
 def run_path(folder: str, name: str) -> Path:
     """Folder of a run; a name never leads elsewhere."""
-    if Path(name).name != name:
+    if not name or Path(name).name != name:
         raise ParameterError(f"a run has a plain name, its folder goes to --folder; got {name!r}")
     return Path(folder) / name
 
@@ -320,7 +332,10 @@ def mean_of_best(
 
 
 def finish(
-    folder: RunFolder, results: Sequence[tuple[str, TuningResult]], job: Mapping[str, Any]
+    folder: RunFolder,
+    results: Sequence[tuple[str, TuningResult]],
+    job: Mapping[str, Any],
+    again: str,
 ) -> None:
     """Merge, and say what was found and what comes next."""
     report = folder.merge()
@@ -336,7 +351,7 @@ def finish(
     print(f"  python beautify.py {report.path}")
     for estimator in dict.fromkeys(estimator_names(job["classifier"])):
         print(f"  python process_output.py {stem}.scores.csv {stem}.params.{estimator}.csv")
-    print(f"  python parameters.py evaluate {folder.name} --export anomaly_classifier.clf")
+    print(f"  python parameters.py evaluate {folder.name}{again} --export anomaly_classifier.clf")
 
 
 def estimator_names(classifiers: Sequence[str]) -> list[str]:
@@ -346,25 +361,36 @@ def estimator_names(classifiers: Sequence[str]) -> list[str]:
 
 def show_results(results: Sequence[tuple[str, TuningResult]], scoring: str) -> None:
     """Print the best of every classifier, best first."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("classifier", scoring, "fits", "from the log", "best parameters")
+    table = folded_table("classifier", scoring, "fits", "from the log", "best parameters")
     for name, result in sorted(results, key=lambda pair: -pair[1].best_score_):
         counts = str(result.n_fits_), str(result.n_resumed_)
         table.add_row(name, f"{result.best_score_:.4f}", *counts, str(result.best_params_))
-    Console().print(table)
+    console().print(table)
+
+
+def folded_table(*names: str, title: str | None = None) -> Table:
+    """A table whose cells are folded, never cut."""
+    from rich.table import Column, Table
+
+    texts = {"estimator", "classifier", "best parameters"}
+    columns = (Column(name, overflow="fold", no_wrap=name not in texts) for name in names)
+    return Table(*columns, title=title)
+
+
+def console() -> Console:
+    """Standard output; wide enough for a table where it is a file or a pipe."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=max(found.width, 110))
 
 
 def show_estimates(
     job: Mapping[str, Any], rows: detector.Detector, grids: Grids, n_jobs: int
 ) -> None:
     """Print candidates, fits and expected time of a grid search."""
-    from rich.console import Console
-    from rich.table import Table
-
     names = ("classifier", "candidates", "distinct", "fits", "staged fits", "time, 1 process")
-    table, total = Table(*names), 0.0
+    table, total = folded_table(*names), 0.0
     for name, grid in grids.items():
         cost = estimate(
             family(name).make(),
@@ -378,7 +404,7 @@ def show_estimates(
         counts = cost.n_candidates, cost.n_distinct, cost.n_fits, cost.n_units
         table.add_row(name, *(f"{n:,}" for n in counts), clock(cost.seconds))
         total += cost.seconds
-    Console().print(table)
+    console().print(table)
     processes = os.cpu_count() or 1 if n_jobs == -1 else n_jobs
     print(
         f"about {clock(total / processes)} with {processes} process(es), by a sample of the fits"
@@ -387,13 +413,18 @@ def show_estimates(
 
 def say_how_to_continue(arguments: argparse.Namespace, folder: RunFolder) -> None:
     """After Ctrl-C: where the fits are, and the command to go on."""
-    more = "" if arguments.folder == FOLDER else f" --folder {arguments.folder}"
-    jobs = "" if arguments.n_jobs == 1 else f" --n-jobs {arguments.n_jobs}"
     print(
         f"\ninterrupted; every finished fit is in {folder.path}. To continue:\n"
-        f"  python parameters.py --resume {folder.name}{jobs}{more}",
+        f"  python parameters.py --resume {folder.name}{options_again(arguments)}",
         file=sys.stderr,
     )
+
+
+def options_again(arguments: argparse.Namespace) -> str:
+    """Options that the next command on this run needs, too."""
+    jobs = "" if arguments.n_jobs == 1 else f" --n-jobs {arguments.n_jobs}"
+    more = "" if arguments.folder == FOLDER else f" --folder {shlex.quote(arguments.folder)}"
+    return jobs + more
 
 
 def restore_terminate(handler: Any) -> None:
@@ -405,6 +436,8 @@ def restore_terminate(handler: Any) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Refit the winners of a run, judge them on the held-out half, export the best."""
+    detector.check_outputs(arguments.export, arguments.plot)
+    detector.check_picture(arguments.plot)
     folder = existing_run(arguments.folder, arguments.run)
     job = stored_job(folder)
     rows = load(job)
@@ -429,26 +462,25 @@ Judged = Sequence[tuple[str, TuningResult, detector.Evaluation]]
 
 def show_evaluations(judged: Judged, scoring: str, injected: bool) -> None:
     """Print how the winners do on the held-out half, best by cross-validation first."""
-    from rich.console import Console
-    from rich.table import Table
-
     scored = f"cross-validated {scoring.upper() if scoring == 'f1' else scoring}"
     names = ("estimator", "best parameters", scored, "held-out F1", "TPR", "FPR", "µs per row")
-    table = Table(*names, title="winners, judged on rows the search has not seen")
+    table = folded_table(*names, title="winners, judged on rows the search has not seen")
     for name, result, evaluation in judged:
         ratios = evaluation.ratios
         figures = (result.best_score_, ratios.F1, ratios.TPR, ratios.FPR)
         texts = [f"{figure:.4f}" for figure in figures]
         micros = f"{1e6 * evaluation.seconds_per_row:.1f}"
         table.add_row(name, str(result.best_params_), *texts, micros)
-    console = Console()
-    console.print(table)
-    by_type = Table("origin", "rows", "flagged", "share", title=f"{judged[0][0]}, by origin")
+    screen = console()
+    screen.print(table)
+    by_type = folded_table(
+        "origin", "rows", "flagged", "share", title=f"{judged[0][0]}, by origin"
+    )
     for row in judged[0][2].by_type.itertuples():
         by_type.add_row(str(row.Index), str(row.rows), str(row.flagged), f"{row.share:.3f}")
-    console.print(by_type)
+    screen.print(by_type)
     if injected:
-        console.print(
+        screen.print(
             "A score on injected anomalies says how well points made this way are told apart "
             "from the records, and little about anomalies that occur by themselves."
         )
@@ -494,8 +526,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given[:1] == ["evaluate"]:
             return evaluate(build_evaluate_parser().parse_args(given[1:]))
         return tune(build_parser().parse_args(given))
-    except (AnomalyError, OSError, json.JSONDecodeError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+    except (AnomalyError, OSError, ValueError) as error:
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

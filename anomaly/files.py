@@ -40,7 +40,10 @@ def write_aside(path: str | os.PathLike[str], mode: str = "w", **kwargs: Any) ->
     final = Path(path)
     if "b" not in mode:
         kwargs = {"encoding": "utf-8", "newline": "", **kwargs}
-    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
+    except OSError as error:  # name the file that was asked for, not the temporary one
+        raise type(error)(error.errno, error.strerror, str(final)) from None
     try:
         with os.fdopen(handle, mode, **kwargs) as file:
             yield file

@@ -732,7 +732,7 @@ def _labels(cells: pd.Series, anomalies: Sequence[Any] | None, where: str) -> pd
         if strange:
             raise DataError(
                 f"{where}: label {cells.name!r} holds {', '.join(map(repr, strange[:5]))}; "
-                f"say with anomalies= which values mean anomaly"
+                f"say with anomalies (--anomalies VALUE) which values mean anomaly"
             )
     return cells.map(numbers).astype("float64")
 

@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
 
 import detector as detector_module
+from anomaly.files import write_aside
 from detector import Detector, confusion_ratios
 from production.classify import load
 from tests.conftest import ROOT
@@ -434,3 +435,44 @@ def test_command_line_names_what_is_wrong_without_a_traceback(arguments, message
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("a,b,faulty\n", ["--label", "faulty"], "at least 2 rows of a kind"),
+        ("a,b\n1,2\n2,3\n", [], "minimum of 2"),
+        (
+            "a,faulty\n1,0\n2,0\n3,1\n4,1\n",
+            ["--label", "faulty", "--classifier", "knn"],
+            "n_neigh",
+        ),
+        ("a,faulty\n1,ok\n2,bad\n", ["--label", "faulty"], "--anomalies VALUE"),
+        ("a,b\n1,2\n", ["--inject", "3", "--seed", "-1"], "0 or more"),
+        ("a,b\n1,2\n", ["--export", "nowhere/a.clf"], "there is no folder nowhere"),
+        ("a,b\n1,2\n", ["--plot", "a.xyz"], "format of the plot must be one of"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(tmp_path, monkeypatch, capsys, text, given, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text(text)
+    assert detector_module.main(["table.csv", *given]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("detector.py: error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert printed.out == ""
+
+
+def test_marks_and_labels_of_a_file_are_options(tmp_path, capsys):
+    rows = [f"{1 + i % 9} {100 + i},5;{'broken' if i % 4 == 0 else 'fine'}" for i in range(80)]
+    (tmp_path / "table.csv").write_text("\n".join(["size;state", *rows]))
+    marks = ["--decimal", ",", "--thousands", " ", "--label", "state", "--anomalies", "broken"]
+    assert detector_module.main([str(tmp_path / "table.csv"), *marks]) == 0
+    assert "label" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_is_named_itself(tmp_path):
+    lost = tmp_path / "nowhere" / "table.csv"
+    with pytest.raises(FileNotFoundError, match=r"nowhere/table\.csv'$"), write_aside(lost):
+        pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -164,6 +165,11 @@ def test_merge_without_a_name_merges_every_run(place, capsys):
         (["--data", "nothing"], "nothing is neither a file nor"),
         (["merge", "nine"], "there is no run 'nine'"),
         (["--data", "table.csv", "--label", "badd"], "badd"),
+        (["--data", "table.csv", "--label", "kind"], "--anomalies VALUE"),
+        (["--data", "dimensions_small", "--seed", "-3"], "must be 0 or more"),
+        (["--run", ""], "a run has a plain name"),
+        (["evaluate", "first", "--export", "nowhere/a.clf"], "there is no folder nowhere"),
+        (["evaluate", "first", "--plot", "a.xyz"], "format of the plot must be one of"),
     ],
 )
 def test_a_wrong_command_is_one_sentence_and_exit_code_2(place, capsys, given, message):
@@ -174,6 +180,48 @@ def test_a_wrong_command_is_one_sentence_and_exit_code_2(place, capsys, given, m
     assert error.startswith("parameters.py: error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", [["--n-jobs", "0"], ["--trials", "3"], ["--cv", "999"]])
+def test_a_run_that_cannot_begin_leaves_its_name_free(place, capsys, wrong):
+    assert parameters.main(arguments("mine", *wrong)) == 2
+    assert capsys.readouterr().err.startswith("run mine: ")
+    assert list(place.glob("params/*")) == []
+    assert parameters.main(arguments("mine")) == 0
+
+
+def test_a_run_with_fits_is_never_forgotten(place, capsys):
+    assert parameters.main(arguments("kept")) == 0
+    RunFolder(place / "params" / "kept").forget()
+    assert parameters.main(["--resume", "kept"]) == 0
+
+
+def test_the_next_command_names_the_folder_of_the_run(place, capsys):
+    assert parameters.main(arguments("mine", "--folder", "my runs", "--n-jobs", "2")) == 0
+    (command,) = [x for x in capsys.readouterr().out.splitlines() if "evaluate" in x]
+    given = shlex.split(command)[2:-2]
+    assert given == ["evaluate", "mine", "--n-jobs", "2", "--folder", "my runs"]
+    assert parameters.main(given) == 0
+
+
+def test_the_table_of_the_winners_cuts_no_parameter(place, capsys):
+    assert parameters.main([*arguments("forest"), "--classifier", "adaboost"]) == 0
+    capsys.readouterr()
+    assert parameters.main(["evaluate", "forest"]) == 0
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "cross-validated F1" in printed
+
+
+def test_marks_and_labels_of_a_users_table_are_options(place, capsys):
+    frame = pd.read_csv("table.csv")
+    frame["size"] = [f"{4000 + 100 * x:,.1f}" for x in frame["size"]]
+    frame["size"] = frame["size"].str.translate(str.maketrans(",.", " ,"))
+    frame["bad"] = frame["bad"].map({0: "fine", 1: "broken"})
+    frame.to_csv("table.csv", index=False, sep=";")
+    marks = ["--decimal", ",", "--thousands", " ", "--anomalies", "broken"]
+    assert parameters.main(arguments("marks", *marks)) == 0
+    assert parameters.main(["--resume", "marks"]) == 0
 
 
 def test_changed_data_is_refused_on_resume(place, capsys):

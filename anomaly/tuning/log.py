@@ -11,6 +11,7 @@ that. Every line carries the key of its fit; a key that occurs twice counts once
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -156,6 +157,22 @@ class RunFolder:
                 f"run {self.name!r} cannot be continued: {'; '.join(differences)}; "
                 "go back to what it was, or start another run"
             )
+
+    def forget(self) -> None:
+        """Free the name of a run that failed before its first fit; others are left alone."""
+        if self.files():
+            return
+        for name in (
+            "manifest.json",
+            "agree.lock",
+            "merge.lock",
+            "claims",
+            "run.json",
+            "run.lock",
+        ):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder holds what a user put there
+            self.path.rmdir()
 
     # Locks ----------------------------------------------------------------------
 

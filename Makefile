@@ -3,6 +3,8 @@
 VENV   ?= .venv
 PYTHON ?= python3
 PY     := $(VENV)/bin/python
+# Any later build will do; on Linux the newest brings gigabytes of CUDA libraries.
+TORCH  ?= torch==2.13.0
 EXTRAS := mqtt,mysql,onnx,optuna,postgres,service,skops,torch
 
 .PHONY: setup run test lint native clean
@@ -16,6 +18,7 @@ $(VENV)/.run: pyproject.toml setup.py $(wildcard libdetect/*.[ch] libdetect/pyth
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
+	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -m pip install --quiet --editable '.[test,$(EXTRAS)]'
 	@touch $@
 

@@ -164,7 +164,7 @@ class EnsembleDetector(BaseDetector):
         self._models = _make_members(self.mode, rows.shape[1], random)
         training = self._fit_members(rows)
         self.members_ = [name for model in self._models for name in model.names]
-        self._tails = [_Tail(column) for column in training.T]
+        self._tails = [Tail(column) for column in training.T]
         combined = self._combine(training)
         self.threshold_ = float(np.quantile(combined, 1.0 - self.contamination))
         return self
@@ -336,7 +336,7 @@ def _blocks(n_rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n_rows))
 
 
-class _Tail:
+class Tail:
     """Mid-rank tail probability against training scores, as its negative logarithm."""
 
     def __init__(self, training: Floats) -> None:

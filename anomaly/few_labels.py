@@ -20,9 +20,10 @@ from sklearn.utils.validation import (
 from xgboost import XGBClassifier
 
 from anomaly.base import BaseDetector, Interval
-from anomaly.ensemble import EnsembleDetector
+from anomaly.ensemble import EnsembleDetector, Tail
 from anomaly.errors import DataError
 
+_FOLDS = 3
 HALF_WEIGHT = 3  # labelled anomalies at which labels and ensemble count alike
 
 
@@ -30,10 +31,11 @@ class FewLabelsDetector(BaseDetector):
     """Blend of what labels teach and what is unusual anyway.
 
     A random forest and XGBoost learn the labels; an `EnsembleDetector` looks at
-    all rows without them. With m labelled anomalies the score is
-    ``w * labels + (1 - w) * ensemble`` with ``w = m / (m + 3)``: without labels
-    it is the ensemble, with hundreds it is the classifiers, and in between
-    neither can spoil the other.
+    all rows without them. Both scores are put on one scale, the negative
+    logarithm of the share of normal rows that score as high. With m labelled
+    anomalies the blend is ``w * labels + (1 - w) * ensemble`` with
+    ``w = m / (m + 3)``: without labels it is the ensemble, with hundreds it is
+    the classifiers.
 
     Unlabelled rows count as presumably normal, which most of them are.
 
@@ -60,9 +62,9 @@ class FewLabelsDetector(BaseDetector):
     weight_ : float
         The ``w`` above.
     threshold_ : float
-        Blended score, from 0 to 1, above which a row is called anomalous: as
-        many training rows lie above as are labelled anomalous, at least the
-        share that the ensemble would call so.
+        Blended score above which a row is called anomalous: as many training
+        rows lie above as are labelled anomalous, at least the share that the
+        ensemble would call so.
 
     Examples
     --------
@@ -136,7 +138,7 @@ class FewLabelsDetector(BaseDetector):
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Log odds of the blended score minus those of ``threshold_``; above 0 is an anomaly.
+        """Blended score minus ``threshold_``; above 0 is an anomaly.
 
         Parameters
         ----------
@@ -145,10 +147,11 @@ class FewLabelsDetector(BaseDetector):
         Returns
         -------
         ndarray of shape (n_samples,)
+            In natural logarithms, as that of `EnsembleDetector`.
         """
         check_is_fitted(self)
-        blend = self._blend(validate_data(self, X, dtype=np.float64, reset=False))
-        return _log_odds(blend) - _log_odds(np.array(self.threshold_))
+        table = validate_data(self, X, dtype=np.float64, reset=False)
+        return self._blend(table) - self.threshold_
 
     def _read_labels(self, y: ArrayLike | None, n_rows: int) -> NDArray[np.bool_]:
         """Set the classes and the counts; return which rows are labelled anomalous."""
@@ -177,7 +180,7 @@ class FewLabelsDetector(BaseDetector):
         given = {"random_state": random.randint(2**31 - 1), "n_jobs": self.n_jobs}
         part.set_params(**{k: v for k, v in given.items() if part.get_params().get(k, v) is None})
         self._ensemble = part.fit(table)
-        self._usual = np.sort(self._ensemble.decision_function(table))
+        self._usual_tail = Tail(self._ensemble.decision_function(table))
 
     def _fit_classifiers(
         self,
@@ -185,33 +188,46 @@ class FewLabelsDetector(BaseDetector):
         anomalous: NDArray[np.bool_],
         random: np.random.RandomState,
     ) -> None:
-        seeds = random.randint(2**31 - 1, size=2)
+        """Fit both to all rows; learn how they score normal rows from folds without these."""
+        seed = random.randint(2**31 - 1)
         self._classifiers: list[BaseEstimator] = []
         if not anomalous.any():
             return
+        normal = np.flatnonzero(~anomalous)
+        fold = random.permutation(len(normal)) % _FOLDS
+        scores = np.empty(len(normal))
+        for k in range(min(_FOLDS, len(normal))):
+            kept = np.concatenate([np.flatnonzero(anomalous), normal[fold != k]])
+            parts = self._make_classifiers(table[kept], anomalous[kept], seed)
+            scores[fold == k] = _taught(parts, table[normal[fold == k]])
+        self._classifiers = self._make_classifiers(table, anomalous, seed)
+        self._taught_tail = Tail(scores)
+
+    def _make_classifiers(
+        self, table: NDArray[np.float64], anomalous: NDArray[np.bool_], seed: int
+    ) -> list[BaseEstimator]:
         forest = RandomForestClassifier(
-            self.n_trees, class_weight="balanced", random_state=seeds[0], n_jobs=self.n_jobs
+            self.n_trees, class_weight="balanced", random_state=seed, n_jobs=self.n_jobs
         )
         boosting = XGBClassifier(
             n_estimators=self.n_trees,
             learning_rate=0.1,
             scale_pos_weight=(~anomalous).sum() / anomalous.sum(),
-            random_state=int(seeds[1]),
+            random_state=int(seed),
             n_jobs=self.n_jobs or 1,
         )
-        self._classifiers = [forest.fit(table, anomalous), boosting.fit(table, anomalous)]
+        return [part.fit(table, anomalous) for part in (forest, boosting)]
 
     def _blend(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
-        unusual = self._ensemble.decision_function(table)
-        n = len(self._usual)
-        below = np.searchsorted(self._usual, unusual, side="left")
-        until = np.searchsorted(self._usual, unusual, side="right")
-        beyond = np.maximum(unusual - self._usual[-1], 0.0)
-        tail = (n - 0.5 * (below + until) + 0.5) / (n + 1) / (1.0 + beyond)
+        unusual = self._usual_tail.surprise(self._ensemble.decision_function(table))
         if not self._classifiers:
-            return np.asarray(1.0 - tail)
-        taught = np.mean([part.predict_proba(table)[:, 1] for part in self._classifiers], axis=0)
-        return np.asarray(self.weight_ * taught + (1.0 - self.weight_) * (1.0 - tail))
+            return unusual
+        taught = self._taught_tail.surprise(_taught(self._classifiers, table))
+        return np.asarray(self.weight_ * taught + (1.0 - self.weight_) * unusual)
+
+
+def _taught(classifiers: list[BaseEstimator], table: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.mean([part.predict_proba(table)[:, 1] for part in classifiers], axis=0))
 
 
 def _known_labels(
@@ -230,8 +246,3 @@ def _known_labels(
         raise DataError("y labels no row; leave y out to learn without labels")
     only_ones = bool(np.isin(labels[looked_at], (1,)).all())
     return looked_at, present if only_ones else looked_at
-
-
-def _log_odds(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    inside = 1e-9 + (1.0 - 2e-9) * share
-    return np.asarray(np.log(inside) - np.log1p(-inside))

@@ -15,7 +15,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 
-from anomaly.ensemble import EnsembleDetector, _Covariance, _Forest, _Histogram, _Neighbours, _Tail
+from anomaly.ensemble import EnsembleDetector, Tail, _Covariance, _Forest, _Histogram, _Neighbours
 from anomaly.errors import DataError
 
 
@@ -63,7 +63,7 @@ def test_neighbours_of_training_rows_leave_the_row_itself_out():
 def test_tail_probability_equals_counting(training, scores):
     n, top = len(training), max(training)
     spread = top - np.median(training)
-    found = _Tail(np.array(training, float)).surprise(np.array(scores, float))
+    found = Tail(np.array(training, float)).surprise(np.array(scores, float))
     for score, surprise in zip(scores, found, strict=True):
         above = sum(t > score for t in training) + 0.5 * sum(t == score for t in training)
         tail = (above + 0.5) / (n + 1)

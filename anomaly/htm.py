@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from anomaly import _core
 from anomaly.base import Interval, StrOptions
 from anomaly.errors import ParameterError
+from anomaly.htm_core import HtmCoreStream
 from anomaly.streaming import (
     FROZEN,
     LEARN,
@@ -118,6 +119,10 @@ class HTMDetector(StreamDetector):
         ``int(40 + 0.2 * learning_period)``.
     fatigue, fatigue_period : float, default=0, 3000
         As in `TileDetector`.
+    backend : {"native", "htm.core"}, default="native"
+        Whose encoder, pooler and memory run. htm.core must be installed (extra
+        ``htm``); it predicts nothing here but the last value, and its own random
+        numbers decide.
     threshold : float, default=0.5
         Likelihood from which a record is an anomaly.
     learning : bool, default=True
@@ -190,6 +195,7 @@ class HTMDetector(StreamDetector):
         "rest_period": [Interval(Integral, 0, None, closed="left"), None],
         "fatigue": [Interval(Real, 0, None, closed="left")],
         "fatigue_period": [Interval(Real, 0, None, closed="neither")],
+        "backend": [StrOptions({"native", "htm.core"})],
     }
 
     def __init__(
@@ -235,6 +241,7 @@ class HTMDetector(StreamDetector):
         rest_period: int | None = None,
         fatigue: float = 0.0,
         fatigue_period: float = 3000,
+        backend: str = "native",
         threshold: float = 0.5,
         learning: bool = True,
         random_state: Any = 0,
@@ -279,6 +286,7 @@ class HTMDetector(StreamDetector):
         self.rest_period = rest_period
         self.fatigue = fatigue
         self.fatigue_period = fatigue_period
+        self.backend = backend
         self.threshold = threshold
         self.learning = learning
         self.random_state = random_state
@@ -303,7 +311,7 @@ class HTMDetector(StreamDetector):
             If this number of steps was not asked for in the constructor.
         """
         check_is_fitted(self)
-        horizons = self._horizons()
+        horizons = [] if isinstance(self._stream, HtmCoreStream) else self._horizons()
         if steps not in horizons:
             raise ParameterError(
                 f"steps must be one of prediction_steps={horizons}, got {steps!r}; "
@@ -350,55 +358,54 @@ class HTMDetector(StreamDetector):
         mode, low, high = self._range()
         rest, period = self.rest_period, self.range_period
         segments = self.max_segments or min(16 * self.n_columns, 16_384)
-        return _core.new_htm(
-            {
-                "n_fields": n_fields,
-                "bits": self.n_bits,
-                "active_bits": self.n_active_bits,
-                "time_of_day": int(self.time_of_day),
-                "weekday": int(self.day_of_week),
-                "weekend": int(self.weekend),
-                "columns": self.n_columns,
-                "active_columns": self.n_active_columns,
-                "cells": self.cells_per_column,
-                "potential": _steps(self.potential),
-                "pool_connected": _steps(self.pool_connected),
-                "pool_increment": _steps(self.pool_increment),
-                "pool_decrement": _steps(self.pool_decrement),
-                "activation": self.activation_threshold,
-                "matching": self.matching_threshold,
-                "new_synapses": self.n_new_synapses,
-                "max_synapses": self.max_synapses,
-                "initial": _steps(self.initial_permanence),
-                "connected": _steps(self.connected_permanence),
-                "increment": _steps(self.increment),
-                "decrement": _steps(self.decrement),
-                "punishment": _steps(self.punishment),
-                "max_segments": segments,
-                "max_segments_per_cell": self.max_segments_per_cell,
-                "rows": 1024,
-                "horizons": self._horizons(),
-                "rate": self.prediction_rate,
-                "learning": self.learning_period,
-                "window": self.window_size,
-                "lag": self.likelihood_lag,
-                "skip": int(self.skip * self.learning_period),
-                "range_mode": mode,
-                "low": low,
-                "high": high,
-                "steps": float(self.n_buckets),
-                "range_block": period or 0,
-                "mean_floor": self.mean_floor,
-                "variance_floor": self.variance_floor,
-                "horizon": self.likelihood_period,
-                "deviation_scale": self.deviation_scale,
-                "range_scale": self.range_scale,
-                "fatigue": self.fatigue,
-                "fatigue_period": self.fatigue_period,
-                "rest": int(40 + 0.2 * self.learning_period) if rest is None else rest,
-                "seed": self._seed(),
-            }
-        )
+        options = {
+            "n_fields": n_fields,
+            "bits": self.n_bits,
+            "active_bits": self.n_active_bits,
+            "time_of_day": int(self.time_of_day),
+            "weekday": int(self.day_of_week),
+            "weekend": int(self.weekend),
+            "columns": self.n_columns,
+            "active_columns": self.n_active_columns,
+            "cells": self.cells_per_column,
+            "potential": _steps(self.potential),
+            "pool_connected": _steps(self.pool_connected),
+            "pool_increment": _steps(self.pool_increment),
+            "pool_decrement": _steps(self.pool_decrement),
+            "activation": self.activation_threshold,
+            "matching": self.matching_threshold,
+            "new_synapses": self.n_new_synapses,
+            "max_synapses": self.max_synapses,
+            "initial": _steps(self.initial_permanence),
+            "connected": _steps(self.connected_permanence),
+            "increment": _steps(self.increment),
+            "decrement": _steps(self.decrement),
+            "punishment": _steps(self.punishment),
+            "max_segments": segments,
+            "max_segments_per_cell": self.max_segments_per_cell,
+            "rows": 1024,
+            "horizons": self._horizons(),
+            "rate": self.prediction_rate,
+            "learning": self.learning_period,
+            "window": self.window_size,
+            "lag": self.likelihood_lag,
+            "skip": int(self.skip * self.learning_period),
+            "range_mode": mode,
+            "low": low,
+            "high": high,
+            "steps": float(self.n_buckets),
+            "range_block": period or 0,
+            "mean_floor": self.mean_floor,
+            "variance_floor": self.variance_floor,
+            "horizon": self.likelihood_period,
+            "deviation_scale": self.deviation_scale,
+            "range_scale": self.range_scale,
+            "fatigue": self.fatigue,
+            "fatigue_period": self.fatigue_period,
+            "rest": int(40 + 0.2 * self.learning_period) if rest is None else rest,
+            "seed": self._seed(),
+        }
+        return HtmCoreStream(options) if self.backend == "htm.core" else _core.new_htm(options)
 
     def _check_sizes(self, n_fields: int) -> None:
         if self.n_columns % 64:

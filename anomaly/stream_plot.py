@@ -98,7 +98,7 @@ def _shade(axes: Any, x: Any, alarms: Any) -> None:
     for first, last in zip(edges[::2], edges[1::2] - 1, strict=True):
         for axis in axes:
             axis.axvspan(
-                x[max(first - 1, 0)], x[min(last + 1, len(x) - 1)], color=_RED, alpha=0.2, lw=0
+                x[max(first - 1, 0)], x[min(last + 1, len(x) - 1)], color=_RED, alpha=0.3, lw=1
             )
 
 

@@ -34,6 +34,7 @@ from anomaly.errors import AnomalyError, DataError
 from anomaly.evaluation import range_precision_recall, vus_pr
 from anomaly.files import write_aside
 from anomaly.htm import HTMDetector
+from anomaly.stream_ensemble import StreamEnsemble
 from anomaly.tiles import TileDetector
 
 # Weights of a false alarm and of a missed window; a hit weighs 1.
@@ -190,6 +191,10 @@ def make_detector(name: str, learning_period: int, seed: int) -> Any:
         return TileDetector(learning_period, random_state=seed)
     if name == "htm":
         return HTMDetector(learning_period, cells_per_column=1, random_state=seed)
+    if name == "ensemble":
+        return StreamEnsemble(
+            [(part, make_detector(part, learning_period, seed)) for part in ("tile", "htm")]
+        )
     raise DataError(f"unknown detector {name!r}")
 
 
@@ -368,7 +373,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-DETECTORS = ("tile", "htm")
+DETECTORS = ("tile", "htm", "ensemble")
 PEERS = ("z-score", "random")
 
 

@@ -94,6 +94,8 @@ struct htm {
     float *weights;
     float *class_value;     /* per field: mean value of a class, centred on x0 */
     uint8_t *class_seen;
+    float *foreseen;        /* per field: the forecast of this record, until it is learnt */
+    int foreseen_known;
     uint16_t *history;      /* rows of the last records, one line each */
     int history_length;
 };
@@ -209,6 +211,7 @@ static htm *allocate(const htm_options *o)
     m->weights = room_for(fields * (size_t)o->n_horizons * table_size(o), sizeof(float), &failed);
     m->class_value = room_for(fields * HTM_CLASSES, sizeof(float), &failed);
     m->class_seen = room_for(fields * HTM_CLASSES, 1, &failed);
+    m->foreseen = room_for(fields * HTM_CLASSES, sizeof(float), &failed);
     m->history = room_for((size_t)m->history_length * (k + 1), sizeof(uint16_t), &failed);
     if (failed) {
         htm_free(m);
@@ -305,7 +308,8 @@ void htm_free(htm *m)
                      m->cell_active, m->cell_predicted, m->cell_mark,        m->column_on,
                      m->columns,     m->column_best,    m->column_predicted, m->active,
                      m->winners,     m->old_winners,    m->candidates,       m->weights,
-                     m->class_value, m->class_seen,     m->history,          m->chosen};
+                     m->class_value, m->class_seen,     m->history,          m->chosen,
+                     m->foreseen};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free(owned[i]);
     free(m);
@@ -563,10 +567,33 @@ static int new_segment(htm *m, int cell)
     return s;
 }
 
+/* adapt for the common case that no synapse is dropped or changes its connection. */
+static int adapt_plainly(htm *m, int s, int gain, int loss)
+{
+    size_t base = (size_t)s * HTM_MAX_SYNAPSES;
+    const uint16_t *cells = m->syn_cell + base;
+    int16_t *permanence = m->syn_permanence + base;
+    int n = m->segments[s].n, connected = m->o.connected, special = 0;
+    int16_t moved[HTM_MAX_SYNAPSES];
+    int by[2] = {-loss, gain};
+    for (int slot = 0; slot < n; slot++) {
+        int old = permanence[slot], now = old + by[m->cell_active[cells[slot]]];
+        now = now < HTM_ONE ? now : HTM_ONE;
+        special |= (now <= 0) | ((old >= connected) != (now >= connected));
+        moved[slot] = (int16_t)now;
+    }
+    if (special)
+        return 0;
+    memcpy(permanence, moved, (size_t)n * sizeof *moved);
+    return 1;
+}
+
 /* Adds to the synapses on cells that were active and takes from the others. */
 static void adapt(htm *m, int s, int gain, int loss)
 {
     int connected = m->o.connected;
+    if (adapt_plainly(m, s, gain, loss))
+        return;
     for (int slot = m->segments[s].n - 1; slot >= 0; slot--) {
         size_t at = (size_t)s * HTM_MAX_SYNAPSES + (size_t)slot;
         int old = m->syn_permanence[at];
@@ -852,7 +879,10 @@ static void learn_classes(htm *m)
             if (target == NONE)
                 continue;
             float *weights = table(m, f, which);
-            softmax(weights, line, p);
+            if (which == 0 && m->foreseen_known)
+                memcpy(p, m->foreseen + (size_t)f * HTM_CLASSES, sizeof p);
+            else
+                softmax(weights, line, p);
             for (int c = 0; c < HTM_CLASSES; c++)
                 p[c] = (float)o->rate * ((c == target ? 1.0f : 0.0f) - p[c]);
             for (int i = 1; i <= line[0]; i++) {
@@ -900,12 +930,10 @@ static double class_mean(const htm *m, int f, int c)
     return m->fields[f].x0 + m->fields[f].resolution * offset;
 }
 
-double htm_forecast(const htm *m, int field, int which, double *values, double *probabilities)
+/* Mean of the classes seen, by their shares; NaN if there is none. */
+static double read_forecast(const htm *m, int field, const float *p, double *values,
+                            double *probabilities)
 {
-    float p[HTM_CLASSES];
-    if (m->s.t == 0 || m->o.n_horizons == 0)
-        return NAN;
-    softmax(table(m, field, which), history_line(m, m->s.t - 1), p);
     double mean = 0.0, total = 0.0;
     for (int c = 0; c < HTM_CLASSES; c++) {
         /* what never came has no place in the distribution */
@@ -923,6 +951,15 @@ double htm_forecast(const htm *m, int field, int which, double *values, double *
     for (int c = 0; c < HTM_CLASSES && values; c++)
         probabilities[c] /= total;
     return mean / total;
+}
+
+double htm_forecast(const htm *m, int field, int which, double *values, double *probabilities)
+{
+    float p[HTM_CLASSES];
+    if (m->s.t == 0 || m->o.n_horizons == 0)
+        return NAN;
+    softmax(table(m, field, which), history_line(m, m->s.t - 1), p);
+    return read_forecast(m, field, p, values, probabilities);
 }
 
 /* One record */
@@ -999,6 +1036,7 @@ static void adapt_range(htm *m, int f)
         set_range(m, f, at->range.low, at->range.high);
         memset(m->class_seen + (size_t)f * HTM_CLASSES, 0, HTM_CLASSES);
         memset(m->class_value + (size_t)f * HTM_CLASSES, 0, HTM_CLASSES * sizeof(float));
+        m->foreseen_known = 0;
         memset(table(m, f, 0), 0, (size_t)m->o.n_horizons * table_size(&m->o) * sizeof(float));
     }
 }
@@ -1150,13 +1188,16 @@ static void count_values(htm *m, const double *values)
 }
 
 /* What was expected of this record: the forecast, or else the last value. */
-static double expected_value(const htm *m, int f, double x)
+static double expected_value(htm *m, int f, double x)
 {
-    double forecast = m->s.buffered < 0 && m->o.n_horizons && m->o.horizons[0] == 1
-                          ? htm_forecast(m, f, 0, NULL, NULL)
-                          : NAN;
-    if (!isnan(forecast))
-        return forecast;
+    if (m->s.buffered < 0 && m->s.t > 0 && m->o.n_horizons && m->o.horizons[0] == 1) {
+        float *p = m->foreseen + (size_t)f * HTM_CLASSES;
+        softmax(table(m, f, 0), history_line(m, m->s.t - 1), p);
+        m->foreseen_known = 1;
+        double forecast = read_forecast(m, f, p, NULL, NULL);
+        if (!isnan(forecast))
+            return forecast;
+    }
     return m->fields[f].seen ? m->fields[f].last : x;
 }
 
@@ -1177,6 +1218,8 @@ int htm_process(htm *m, const double *values, const double *seconds, int64_t n,
             if (due)
                 due[f] = expected_value(m, f, values[f]);
         }
+        if (!due)
+            m->foreseen_known = 0;
         if (mode != STREAM_PEEK) {
             count_values(m, values);
             count_time(&m->s.counts, now);
@@ -1188,6 +1231,7 @@ int htm_process(htm *m, const double *values, const double *seconds, int64_t n,
             failed = step(m, values, now, mode, scores + i, raw + i, due ? strength : NULL, due);
         else
             failed = learning_record(m, values, now, mode, scores + i);
+        m->foreseen_known = 0;
         if (failed)
             return -1;
     }

@@ -62,8 +62,8 @@ struct tiles {
     double *z;
     int64_t journal_length;
     uint64_t *salts;             /* per context */
-    double offsets[MAX_TILINGS]; /* o = k / T */
-    int32_t now[MAX_TILINGS], other[MAX_TILINGS], third[MAX_TILINGS]; /* tile numbers */
+    double *offsets;             /* o = k / T */
+    int32_t *now, *other, *third, *none; /* tile numbers; none are zeros */
 };
 
 static int lane_count(const tile_options *options)
@@ -129,13 +129,19 @@ static tiles *allocate(const tile_options *options, int64_t buffered)
     s->z = calloc(lanes > FIELD_CONTEXTS ? lanes : FIELD_CONTEXTS, sizeof(double));
     s->journal = calloc((fields * FIELD_CONTEXTS + (lanes - fields)) * (size_t)options->n_tilings,
                         sizeof(entry));
+    s->offsets = calloc((size_t)options->n_tilings, sizeof(double));
+    s->now = calloc(4 * (size_t)options->n_tilings, sizeof(int32_t));
     s->salts = calloc(fields * FIELD_CONTEXTS + (lanes - fields), sizeof(uint64_t));
     if (buffered >= 0)
         s->buffer = calloc((size_t)options->learning * (fields + 1), sizeof(double));
-    if (!s->block || !s->drafts || !s->z || !s->journal || !s->salts || (buffered >= 0 && !s->buffer)) {
+    if (!s->block || !s->drafts || !s->z || !s->journal || !s->salts || !s->offsets || !s->now ||
+        (buffered >= 0 && !s->buffer)) {
         tiles_free(s);
         return NULL;
     }
+    s->other = s->now + options->n_tilings;
+    s->third = s->other + options->n_tilings;
+    s->none = s->third + options->n_tilings;
     for (size_t c = 0; c < fields * FIELD_CONTEXTS + (lanes - fields); c++)
         s->salts[c] = scramble(options->seed ^ (c + 1) * UINT64_C(0x9E3779B97F4A7C15));
     for (int k = 0; k < options->n_tilings; k++)
@@ -175,6 +181,8 @@ void tiles_free(tiles *s)
     free(s->drafts);
     free(s->journal);
     free(s->salts);
+    free(s->offsets);
+    free(s->now);
     free(s->z);
     free(s);
 }
@@ -250,8 +258,7 @@ static void draft_field(tiles *s, int f, double x, double hour)
     const tile_options *o = &s->block->options;
     const lane *from = &s->lanes[f];
     draft *to = &s->drafts[f];
-    int32_t *now = s->now, *other = s->other, *third = s->third;
-    static const int32_t none[MAX_TILINGS];
+    int32_t *now = s->now, *other = s->other, *third = s->third, *none = s->none;
     double u = stream_asinh((x - from->centre) / from->scale);
     double previous = from->t ? from->u : u;
     double e2 = from->t ? from->e2 : u, e3 = from->t ? from->e3 : u;
@@ -571,7 +578,7 @@ size_t tiles_memory(const tiles *s)
     size_t tiles_per_record =
         (lanes + (size_t)o->n_fields * (FIELD_CONTEXTS - 1)) * (size_t)o->n_tilings;
     return sizeof *s + block_size(o) + lanes * (sizeof(draft) + sizeof(double)) +
-           tiles_per_record * sizeof(entry) + (s->buffer ? buffer_size(o, o->learning) : 0);
+           tiles_per_record * sizeof(entry) + (size_t)o->n_tilings * 24 + (s->buffer ? buffer_size(o, o->learning) : 0);
 }
 
 size_t tiles_size(const tiles *s)

@@ -1,7 +1,8 @@
-# make run   set up and run the main job on the bundled data
+# make run   set up and run the main job on the bundled data (DATA=shuttle: on another)
 # make test  set up and run every check
 VENV   ?= .venv
 PYTHON ?= python3
+DATA   ?= dimensions
 PY     := $(VENV)/bin/python
 # Any later build will do; on Linux the newest brings gigabytes of CUDA libraries.
 TORCH  ?= torch==2.13.0
@@ -25,7 +26,7 @@ $(VENV)/.test: $(VENV)/.run
 setup: $(VENV)/.run
 
 run: $(VENV)/.run
-	$(PY) examples/run.py
+	$(PY) examples/run.py --data $(DATA)
 
 test: $(VENV)/.test lint
 	$(PY) -m pytest -n 2

@@ -364,8 +364,13 @@ def show_results(results: Sequence[tuple[str, TuningResult]], scoring: str) -> N
     table = folded_table("classifier", scoring, "fits", "from the log", "best parameters")
     for name, result in sorted(results, key=lambda pair: -pair[1].best_score_):
         counts = str(result.n_fits_), str(result.n_resumed_)
-        table.add_row(name, f"{result.best_score_:.4f}", *counts, str(result.best_params_))
+        table.add_row(name, f"{result.best_score_:.4f}", *counts, in_words(result.best_params_))
     console().print(table)
+
+
+def in_words(params: Mapping[str, Any]) -> str:
+    """Parameters for a reader, as they stand in a call."""
+    return ", ".join(f"{name}={value!r}" for name, value in params.items())
 
 
 def folded_table(*names: str, title: str | None = None) -> Table:
@@ -382,7 +387,7 @@ def console() -> Console:
     from rich.console import Console
 
     found = Console()
-    return found if found.is_terminal else Console(width=max(found.width, 110))
+    return found if found.is_terminal else Console(width=max(found.width, 120))
 
 
 def show_estimates(
@@ -462,15 +467,15 @@ Judged = Sequence[tuple[str, TuningResult, detector.Evaluation]]
 
 def show_evaluations(judged: Judged, scoring: str, injected: bool) -> None:
     """Print how the winners do on the held-out half, best by cross-validation first."""
-    scored = f"cross-validated {scoring.upper() if scoring == 'f1' else scoring}"
-    names = ("estimator", "best parameters", scored, "held-out F1", "TPR", "FPR", "µs per row")
+    scored = f"cross-validated\n{scoring.upper() if scoring == 'f1' else scoring}"
+    names = ("estimator", "best parameters", scored, "held-out\nF1", "TPR", "FPR", "µs per\nrow")
     table = folded_table(*names, title="winners, judged on rows the search has not seen")
     for name, result, evaluation in judged:
         ratios = evaluation.ratios
         figures = (result.best_score_, ratios.F1, ratios.TPR, ratios.FPR)
         texts = [f"{figure:.4f}" for figure in figures]
         micros = f"{1e6 * evaluation.seconds_per_row:.1f}"
-        table.add_row(name, str(result.best_params_), *texts, micros)
+        table.add_row(name, in_words(result.best_params_), *texts, micros)
     screen = console()
     screen.print(table)
     by_type = folded_table(

@@ -34,6 +34,7 @@ from anomaly.errors import AnomalyError, DataError, ParameterError
 from anomaly.exported import ExportedClassifier, export_classifier
 from anomaly.files import write_aside
 from anomaly.metrics import Ratios, confusion_ratios
+from anomaly.outlier import as_classifier
 from anomaly.report import Report
 from anomaly.threshold import anomaly_scores
 from anomaly.tuning import TuningResult, family, tune
@@ -374,7 +375,7 @@ class Detector:
         """The classifier behind the encoder, unfitted; a pipeline is left as it is."""
         if isinstance(clf, Pipeline | injection.OversampleClassifier):
             return clone(clf)
-        return Pipeline([("prepare", self.encoder()), ("classifier", clone(clf))])
+        return Pipeline([("prepare", self.encoder()), ("classifier", as_classifier(clone(clf)))])
 
     def encoder(self) -> RecordEncoder:
         """The transformer that turns records into numbers, unfitted.

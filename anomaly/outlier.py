@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import MetaEstimatorMixin, clone
+from sklearn.base import MetaEstimatorMixin, clone, is_classifier, is_outlier_detector
 from sklearn.ensemble import IsolationForest
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -123,6 +123,26 @@ class OutlierClassifier(MetaEstimatorMixin, BaseDetector):
 
     def _outlyingness(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         return -np.asarray(self.estimator_.decision_function(rows), dtype=np.float64).ravel()
+
+
+def as_classifier(estimator: Any) -> Any:
+    """An outlier detector in an `OutlierClassifier`; anything else as it is.
+
+    Its own labels, -1 and 1, would be taken for two kinds of anomaly.
+
+    Examples
+    --------
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn.naive_bayes import GaussianNB
+    >>> from anomaly.outlier import as_classifier
+    >>> as_classifier(IsolationForest())
+    OutlierClassifier(estimator=IsolationForest())
+    >>> as_classifier(GaussianNB())
+    GaussianNB()
+    """
+    if is_outlier_detector(estimator) and not is_classifier(estimator):
+        return OutlierClassifier(estimator)
+    return estimator
 
 
 def best_threshold(scores: NDArray[np.float64], anomalous: NDArray[np.bool_]) -> float:

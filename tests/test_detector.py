@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
+from sklearn.ensemble import AdaBoostClassifier, IsolationForest, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
@@ -476,3 +476,9 @@ def test_a_file_that_cannot_be_written_is_named_itself(tmp_path):
     lost = tmp_path / "nowhere" / "table.csv"
     with pytest.raises(FileNotFoundError, match=r"nowhere/table\.csv'$"), write_aside(lost):
         pass
+
+
+def test_an_outlier_detector_is_fitted_as_a_classifier():
+    detector = prepared()
+    matrix = detector.classify(IsolationForest(random_state=0)).matrix
+    assert matrix[0, 0] > matrix[0, 1], "normal rows are not flagged"

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
-from sklearn.ensemble import AdaBoostClassifier, RandomForestClassifier
+from sklearn.datasets import make_classification
+from sklearn.ensemble import AdaBoostClassifier, IsolationForest, RandomForestClassifier
 from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV, TimeSeriesSplit
 from sklearn.naive_bayes import GaussianNB
@@ -723,3 +724,14 @@ def test_a_unit_without_done_fits_is_none():
     unit = Unit(None, 0, (Fit({}, {"test": "a"}), Fit({}, {"test": "b"})))
     assert [fit.name for fit in unit.without({"a"}).fits] == ["b"]
     assert unit.without({"a", "b"}) is None
+
+
+def test_an_outlier_detector_is_tuned_as_a_classifier():
+    X, y = make_classification(200, class_sep=3.0, weights=[0.9], random_state=0)
+    grid = {"estimator__n_estimators": [20]}
+    path = tune("sklearn.ensemble.IsolationForest", grid, X, y, cv=3)
+    assert path.best_score_ == tune("isolation_forest", grid, X, y, cv=3).best_score_
+    assert path.best_score_ == tune(IsolationForest(), grid, X, y, cv=3).best_score_
+    assert set(path.best_estimator_.predict(X)) <= {0, 1}
+    with pytest.raises(ParameterError, match="did you mean 'estimator__n_estimators'"):
+        tune(IsolationForest(), {"n_estimators": [20]}, X, y, cv=3)

@@ -24,6 +24,7 @@ from sklearn.pipeline import Pipeline
 import anomaly
 from anomaly.errors import DataError, ParameterError
 from anomaly.injection import OversampleClassifier
+from anomaly.outlier import as_classifier
 from anomaly.tuning import progress as reporting
 from anomaly.tuning.families import effective_params, family
 from anomaly.tuning.folds import Folds, describe
@@ -297,8 +298,8 @@ def estimate(
 
 
 def seeded(classifier: Any, random_state: int | None) -> Any:
-    """Copy of a classifier with the seed set where it has none."""
-    copy = clone(classifier)
+    """Copy of a classifier, or of an outlier detector as one, with the seed set if it has none."""
+    copy = as_classifier(clone(classifier))
     if random_state is not None and copy.get_params(deep=False).get("random_state", 0) is None:
         copy.set_params(random_state=random_state)
     return copy
@@ -334,8 +335,10 @@ def _check_names(classifier: Any, combinations: Iterable[Mapping[str, Any]]) -> 
     known = set(classifier.get_params(deep=False))
     for name in sorted(names):
         if name.partition("__")[0] not in known:
+            nested = f"estimator__{name}"
+            meant = f", did you mean {nested!r}?" if nested in classifier.get_params() else ""
             raise ParameterError(
-                f"{type(classifier).__name__} has no parameter {name!r}; it has "
+                f"{type(classifier).__name__} has no parameter {name!r}{meant or ';'} it has "
                 f"{', '.join(sorted(known))}; every grid may also have {OVERSAMPLE!r}"
             )
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from anomaly.errors import ParameterError
+from anomaly.outlier import as_classifier
 from anomaly.tuning.literals import import_class, public_path
 
 Params = dict[str, Any]
@@ -67,12 +68,12 @@ class Family:
     settings: Params = field(default_factory=dict)
 
     def make(self) -> Any:
-        """A new classifier of the family."""
+        """A new classifier of the family; an outlier detector is made one."""
         settings = {
             name: import_class(value)() if isinstance(value, str) and "." in value else value
             for name, value in self.settings.items()
         }
-        return import_class(self.path, None)(**settings)
+        return as_classifier(import_class(self.path, None)(**settings))
 
 
 def _outlier(name: str, path: str) -> Family:

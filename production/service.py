@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -150,6 +151,7 @@ def _serve(app: Any, settings: Any) -> int:
             backlog=1024,
         )
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # raised again after draining
     server.run()
     return 0 if server.started else 2
 

@@ -12,12 +12,12 @@ import time
 import httpx2 as httpx
 import pytest
 
-from production.lanes import Batch, Lanes, Limits
+from production.lanes import Batch, Lane, Lanes, Limits
 from production.streams import Stream, StreamSettings
 from production.strict import RequestError
 from tests.service_process import ServiceProcess
 
-KILLS = int(os.environ.get("ANOMALY_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("ANOMALY_TEST_KILLS", "2"))
 TILES = StreamSettings(detector="tiles")
 NAMES = ("a", "b", "c")
 
@@ -74,7 +74,8 @@ def scores(url: str, name: str) -> list[dict]:
 def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path, detector):
     """Oracle: the same records in one process that nobody interrupts."""
     (tmp_path / "service.toml").write_text(
-        f'[limits]\nsnapshot_records = 30\nwarm_bytes = 100000\n[streams]\ndetector = "{detector}"\n'
+        "[limits]\nsnapshot_records = 30\nwarm_bytes = 100000\n"
+        f'[streams]\ndetector = "{detector}"\n'
     )
     rng = random.Random(7)
     acknowledged = dict.fromkeys(NAMES, 0)
@@ -155,6 +156,16 @@ def test_two_clients_on_one_stream_are_put_in_one_order(tmp_path):
     assert [{k: a[k] for k in a if k != "status"} for a in said] == kept
 
 
+def limit_pages(lane: Lane, more: int) -> None:
+    """Let the state file grow by so many pages at most."""
+
+    def work() -> None:
+        (pages,) = lane.journal.execute("PRAGMA page_count").fetchone()
+        lane.journal.execute(f"PRAGMA max_page_count = {pages + more}")
+
+    lane.submit(work).result(30)
+
+
 def test_full_disk_is_a_clear_error_and_recovery_needs_no_restart(tmp_path):
     """SQLite's own page limit stands for the disk: the same error by the same path."""
     lanes = Lanes(tmp_path, Limits(snapshot_records=10))
@@ -166,15 +177,14 @@ def test_full_disk_is_a_clear_error_and_recovery_needs_no_restart(tmp_path):
 
     for done in range(25):
         send_one(done)
-    pages = lane.submit(lambda: lane.journal.execute("PRAGMA page_count").fetchone()[0]).result(30)
-    lane.submit(lambda: lane.journal.execute(f"PRAGMA max_page_count = {pages}")).result(30)
+    limit_pages(lane, 0)
     with pytest.raises(RequestError, match="nothing of this request") as caught:  # noqa: PT012
-        for i in range(25, 400):
-            send_one(i)
-            done = i
+        while True:
+            send_one(done + 1)
+            done += 1
     assert caught.value.status == 503
     assert "full" in caught.value.detail
-    lane.submit(lambda: lane.journal.execute("PRAGMA max_page_count = 1000000")).result(30)
+    limit_pages(lane, 1_000_000)
     for i in range(done + 1, done + 51):
         send_one(i)
     kept = lanes.answers("single", "a", since=-math.inf, after=0, most=10_000)

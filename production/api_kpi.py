@@ -68,7 +68,7 @@ async def _predict(request: Request, kind: str) -> Response:
     if code != 0:
         state.metrics.refused("window")
         return kpi_reply(code, None, str(answer))
-    if answer["ret"] == 0 and state.store is not None:
+    if answer["ret"] == 0:
         await asyncio.to_thread(state.store.add_kpi_anomaly, kind, given, answer["p"])
     state.metrics.tested(kind, answer["ret"] == 0, time.perf_counter() - begin)
     return kpi_reply(0, {"ret": answer["ret"], "p": answer["p"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 from typing import Any
@@ -21,8 +22,11 @@ async def healthz() -> Response:
 @router.get("/readyz", summary="Whether requests can be served")
 async def readyz(request: Request) -> Response:
     """503 while a part is missing; ``faults`` names it."""
-    lanes = request.app.state.lanes
-    faults = [] if lanes.is_alive() else ["a lane has stopped"]
+    state = request.app.state
+    faults = [] if state.lanes.is_alive() else ["a lane has stopped"]
+    lost = await asyncio.to_thread(state.store.fault)
+    if lost:
+        faults.append("the database does not answer")
     status = 503 if faults else 200
     return json_reply({"status": "ready" if not faults else "not ready", "faults": faults}, status)
 
@@ -31,6 +35,7 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     state = request.app.state
     state.metrics.streams.set(state.lanes.census.count)
+    state.metrics.store_lag.set(await asyncio.to_thread(state.exporter.lag))
     state.metrics.waiting.set(sum(lane.waiting.qsize() for lane in state.lanes.lanes))
     return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

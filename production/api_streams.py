@@ -167,10 +167,10 @@ async def _multipart_field(request: Request) -> str:
     from starlette.exceptions import HTTPException
 
     try:
-        form = await request.form(max_files=0, max_fields=8)
+        async with request.form(max_files=0, max_fields=8) as form:
+            found = form.getlist("streamData")
     except HTTPException as error:
         raise RequestError(400, f"the form cannot be read: {error.detail}") from None
-    found = form.getlist("streamData")
     if len(found) != 1 or not isinstance(found[0], str):
         raise RequestError(422, "the form must have the field streamData once")
     return found[0]
@@ -320,6 +320,7 @@ async def remove(request: Request, name: Name, kind: Kind = None) -> Response:
     """Its state, its records and its answers; a later record begins anew."""
     wanted = await _existing(request, name, kind)
     await asyncio.wrap_future(request.app.state.lanes.remove(wanted, name))
+    await asyncio.to_thread(request.app.state.store.forget_stream, wanted, name)
     return Response(status_code=204)
 
 

@@ -35,10 +35,11 @@ def create_app(settings: Any = None) -> Any:
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 
-    from production import api_kpi, api_pages, api_streams
+    from production import api_kpi, api_pages, api_samples, api_streams
     from production.guard import Guard
     from production.metrics import Metrics
     from production.settings import Settings
+    from production.store import Store
 
     settings = settings or Settings()
     settings.check()
@@ -52,8 +53,9 @@ def create_app(settings: Any = None) -> Any:
         redirect_slashes=False,
     )
     app.state.settings, app.state.metrics = settings, metrics
-    app.state.store, app.state.promoted = None, None
-    for part in (api_kpi, api_streams, api_pages):
+    app.state.store = Store(settings.database)
+    app.state.promoted = app.state.store.promoted() or None
+    for part in (api_kpi, api_streams, api_samples, api_pages):
         app.include_router(part.router)
     app.add_exception_handler(AnomalyError, _on_fault)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -67,16 +69,29 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
     import asyncio
 
     from anomaly.detect import Detect
+    from production.exporter import Exporter
     from production.lanes import Lanes
+    from production.trainer import Trainer
 
     settings = app.state.settings
     settings.models.mkdir(parents=True, exist_ok=True)
     app.state.detect = Detect(models=settings.models)
-    app.state.lanes = await asyncio.to_thread(Lanes, settings.state, settings.limits)
+    app.state.lanes = lanes = await asyncio.to_thread(Lanes, settings.state, settings.limits)
+    store = app.state.store
+    app.state.exporter = exporter = Exporter(
+        lanes, store, settings.retention_days, settings.retention_rows
+    )
+    app.state.trainer = trainer = Trainer(
+        store, settings.models.resolve(), settings.state / "training"
+    )
+    exporter.start()
+    trainer.start()
     try:
         yield
     finally:
-        await asyncio.to_thread(app.state.lanes.stop)
+        for part in (trainer, exporter, lanes):
+            await asyncio.to_thread(part.stop)
+        store.close()
 
 
 async def _on_fault(request: Any, fault: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Versions of the database schema, applied when the service starts."""

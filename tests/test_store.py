@@ -68,10 +68,10 @@ def client(url, tmp_path):
 
 def samples_csv(n: int, seed: int = 0) -> bytes:
     """Half normal windows, half with something injected, as the interface takes them."""
-    X, _ = make_windows(n, WINDOW, random_state=seed)
-    odd, _ = inject_windows(X[: n // 2], WINDOW, random_state=seed)
+    X, _ = make_windows(2 * n, WINDOW, random_state=seed)
+    odd = inject_windows(X[:n], WINDOW, random_state=seed)[0][: n // 2]
     text = io.StringIO()
-    rows = [(x, "positive") for x in X[n // 2 :]] + [(x, "negative") for x in odd]
+    rows = [(x, "positive") for x in X[n + n // 2 :]] + [(x, "negative") for x in odd]
     pd.DataFrame(
         [
             {

@@ -204,11 +204,7 @@ class VibrationDetector(WindowDetector):
         windows = self._scale(self._check(X, reset=False))
         parts = self._parts(windows)
         squares = self._residuals(windows) ** 2
-        weights = {
-            "residual": squares.mean(axis=1) if squares.shape[1] else np.ones_like(windows[:, 0]),
-            "louder": self._louder(windows),
-            "quieter": self._quieter(windows),
-        }
+        weights = self._weights(windows)
         answers = []
         for i, decision in enumerate(self._decide(windows)):
             ratios = {
@@ -232,6 +228,15 @@ class VibrationDetector(WindowDetector):
         return answers
 
     # -- private ----------------------------------------------------------------------
+
+    def _weights(self, windows: Windows) -> dict[str, NDArray[np.float64]]:
+        """What each channel adds to each part, (n_windows, n_channels)."""
+        squares = self._residuals(windows) ** 2
+        return {
+            "residual": squares.mean(axis=1) if squares.shape[1] else np.ones_like(windows[:, 0]),
+            "louder": self._louder(windows),
+            "quieter": self._quieter(windows),
+        }
 
     def _learn(self, segments: Sequence[NDArray[np.float64]]) -> None:
         n_channels = segments[0].shape[1]

@@ -90,6 +90,8 @@ class WindowDetector(BaseDetector):
         "noise_floor": [Interval(Real, 0, None, closed="neither")],
     }
 
+    _confidence: ClassVar[float] = 0.999
+
     window_size: int
     false_alarm_rate: float
     noise_floor: float
@@ -210,7 +212,9 @@ class WindowDetector(BaseDetector):
         self.thresholds_ = {}
         for name, found in scores.items():
             n_independent = sum(-(-len(part) // OVERLAP) for part in found)
-            threshold = tail_threshold(np.concatenate(found), share, n_independent)
+            threshold = tail_threshold(
+                np.concatenate(found), share, n_independent, self._confidence
+            )
             self.thresholds_[name] = max(threshold, 1.0)
 
     def _decide(self, windows: Windows) -> NDArray[np.float64]:
@@ -222,13 +226,16 @@ class WindowDetector(BaseDetector):
 
 
 def tail_threshold(
-    scores: ArrayLike, false_alarm_rate: float, n_independent: int | None = None
+    scores: ArrayLike,
+    false_alarm_rate: float,
+    n_independent: int | None = None,
+    confidence: float = 0.999,
 ) -> float:
     """Score that healthy windows exceed at no more than a given rate.
 
     The larger of the highest score seen and the quantile of a log-normal
     distribution fitted to the scores, widened for their number by the one-sided
-    tolerance factor at 99.9 % confidence.
+    tolerance factor.
 
     Parameters
     ----------
@@ -238,6 +245,8 @@ def tail_threshold(
         Share of healthy windows that may exceed the threshold.
     n_independent : int, optional
         How many independent scores they are worth; all, by default.
+    confidence : float, default 0.999
+        How sure it is that the rate is kept, if the scores are log-normal.
 
     References
     ----------
@@ -254,14 +263,14 @@ def tail_threshold(
     logs = np.log(np.maximum(np.asarray(scores, dtype=float), 1e-12))
     if len(logs) == 0:
         raise DataError("at least 1 healthy window is needed to set a threshold, got 0")
-    factor = _tolerance_factor(false_alarm_rate, n_independent or len(logs))
+    factor = _tolerance_factor(false_alarm_rate, n_independent or len(logs), confidence)
     spread = max(float(logs.std(ddof=1)) if len(logs) > 1 else 0.0, SMALLEST_SPREAD)
     return float(np.exp(max(logs.max(), logs.mean() + factor * spread)))
 
 
-def _tolerance_factor(rate: float, n: int) -> float:
+def _tolerance_factor(rate: float, n: int, confidence: float) -> float:
     """Standard deviations above the mean of n that 1 - rate of a normal stays below."""
-    z, sure = norm.isf(rate), norm.isf(0.001)
+    z, sure = norm.isf(rate), norm.isf(1.0 - confidence)
     if n < FEWEST_FOR_TOLERANCE:
         return float(4.0 * z)
     a = 1.0 - sure**2 / (2.0 * (n - 1))

@@ -22,6 +22,7 @@ from anomaly.tiles import TileDetector
 # Constructor arguments that make an estimator small enough to be checked, or
 # that it needs. Keep entries in alphabetical order.
 ARGUMENTS: dict[str, dict] = {
+    "ConvAutoencoder": {"window_size": 8, "n_filters": 4, "epochs": 2, "random_state": 0},
     "BudgetDetector": {
         "estimator": LogisticRegression(),
         "false_alarm_rate": 0.4,
@@ -35,6 +36,7 @@ ARGUMENTS: dict[str, dict] = {
     },
     "HTMDetector": {"learning_period": 10, "n_columns": 64, "n_active_columns": 8},
     "MultiHTMDetector": {"learning_period": 10, "n_columns": 64, "n_active_columns": 8},
+    "LSTMAutoencoder": {"window_size": 5, "n_units": 4, "epochs": 2, "random_state": 0},
     "OversampleClassifier": {
         "estimator": DecisionTreeClassifier(random_state=0),
         "oversample": 3,
@@ -74,7 +76,11 @@ EXEMPTIONS: dict[str, dict[str, str]] = {
     "StreamEnsemble": _OF_A_STREAM,
     "TileDetector": _OF_A_STREAM,
     "ValueDetector": _OF_A_WINDOW,
+    "BandDetector": _OF_A_SIGNAL,
+    "ConvAutoencoder": _OF_A_SIGNAL,
+    "LSTMAutoencoder": _OF_A_SIGNAL,
     "VibrationDetector": _OF_A_SIGNAL,
+    "VibrationEnsemble": _OF_A_SIGNAL,
 }
 
 # Classes that are estimators by inheritance only.

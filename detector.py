@@ -146,7 +146,7 @@ class Detector:
     categorical : sequence of str, optional
         Features that are categories. By default those that are not numbers.
     missing : {"drop", "keep"}, default "drop"
-        What happens to rows with a missing feature.
+        What happens to rows with a missing or infinite feature.
     duplicates : {"drop", "keep"}, default "drop"
         Whether only the first of equal rows is kept. Rows that had an equal are
         marked in the column ``duplicate`` either way.
@@ -201,6 +201,7 @@ class Detector:
         scaling: str = "standard",
         random_state: int = 0,
     ) -> None:
+        _check_frame(frame)
         _check_choice("unlabelled", unlabelled, ("error", "normal"))
         _check_choice("missing", missing, ("drop", "keep"))
         _check_choice("duplicates", duplicates, ("drop", "keep"))
@@ -266,14 +267,15 @@ class Detector:
     # -- rows ---------------------------------------------------------------
 
     def clean(self) -> Self:
-        """Drop rows with missing features and later copies of equal rows.
+        """Drop rows with missing or infinite features and later copies of equal rows.
 
         Rows that had an equal are marked in the column ``duplicate``. Counts go
         to ``report``.
         """
         frame = self.frame
         if self.missing == "drop":
-            absent = frame[self.features].isna().any(axis=1)
+            endless = frame[self.numeric].isin([np.inf, -np.inf]).any(axis=1)
+            absent = frame[self.features].isna().any(axis=1) | endless
             self.report["missing"] = self.report.get("missing", 0) + int(absent.sum())
             frame = frame[~absent]
         key = [*self.features, "odd"]
@@ -777,6 +779,14 @@ _CONSTRUCTOR_OPTIONS = {"missing", "duplicates", "scaling", "random_state", "unl
 def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ParameterError(f"{name} must be one of {list(allowed)}, got {value!r}")
+
+
+def _check_frame(frame: Any) -> None:
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"frame must be a DataFrame, got {type(frame).__name__}")
+    repeated = list(frame.columns[frame.columns.duplicated()].unique())
+    if repeated:
+        raise DataError(f"columns must have names of their own; {repeated} occur more than once")
 
 
 def _categorical_columns(frame: pd.DataFrame, chosen: Sequence[str] | None) -> list[str]:

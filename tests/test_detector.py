@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
 
 import detector as detector_module
+from anomaly.errors import DataError
 from anomaly.files import write_aside
 from detector import Detector, confusion_ratios
 from production.classify import load
@@ -482,3 +483,21 @@ def test_an_outlier_detector_is_fitted_as_a_classifier():
     detector = prepared()
     matrix = detector.classify(IsolationForest(random_state=0)).matrix
     assert matrix[0, 0] > matrix[0, 1], "normal rows are not flagged"
+
+
+def test_rows_with_an_infinite_size_are_dropped_like_missing_ones():
+    frame = records(10)
+    frame.loc[[2, 5], "length"] = [np.inf, -np.inf]
+    assert len(Detector(frame).frame) == 8
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        ([[1, 2]], "must be a DataFrame, got list"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"\['a'\] occur more than once"),
+    ],
+)
+def test_what_is_no_table_of_named_columns_is_refused(frame, message):
+    with pytest.raises(DataError, match=message):
+        Detector(frame)

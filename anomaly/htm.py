@@ -96,7 +96,9 @@ class HTMDetector(StreamDetector):
         Changes of permanence after right and wrong predictions.
     max_segments : int or None, default=None
         Segments of the whole memory; the least recently used one makes room.
-        None means 16 per column, at most 16,384.
+        None means one per column with one cell each, else two per column: enough
+        for the benchmark, and few enough that a record costs the same for ever.
+        Long sequences of many cells need more.
     max_segments_per_cell : int, default=128
         The same for a cell.
     prediction_steps : sequence of int, default=(1,)
@@ -357,7 +359,7 @@ class HTMDetector(StreamDetector):
         self._check_sizes(n_fields)
         mode, low, high = self._range()
         rest, period = self.rest_period, self.range_period
-        segments = self.max_segments or min(16 * self.n_columns, 16_384)
+        segments = self.max_segments or self.n_columns * (1 if self.cells_per_column == 1 else 2)
         options = {
             "n_fields": n_fields,
             "bits": self.n_bits,

@@ -301,7 +301,7 @@ class OracleHTM:
             cells_per_column,
         )
         self.bits, self.on_bits, self.fields = n_bits, n_active_bits, n_fields
-        self.max_segments = max_segments or min(16 * n_columns, 16_384)
+        self.max_segments = max_segments or n_columns * (1 if cells_per_column == 1 else 2)
         self.per_cell = max_segments_per_cell
         self.activation, self.matching = activation_threshold, matching_threshold
         self.new_synapses, self.max_synapses = n_new_synapses, max_synapses

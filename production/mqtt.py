@@ -698,6 +698,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--learn", type=int, metavar="N", help="healthy windows to learn without a detector (1)")
     add("--window", type=int, help="samples per answer (3000)")
     add("--hop", type=int, help="samples from one answer to the next (window)")
+    add(
+        "--continuous",
+        action="store_true",
+        default=None,
+        help="an autoencoder goes on learning healthy windows; an alarm freezes it",
+    )
     add("--state", metavar="DIR", help="where state survives; makes the session persistent")
     add("--qos", type=int, choices=(0, 1), default=1)
     add("--inbox", type=int, default=10_000, help="messages that may wait")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pickle
 import subprocess
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from anomaly import bearing, spike
 from anomaly.autoencoder import ConvAutoencoder, LSTMAutoencoder, OnnxAutoencoder
 from anomaly.bands import BandDetector, VibrationEnsemble, band_edges, band_powers
 from anomaly.errors import DataError, ParameterError
 from anomaly.lorenz import simulate
 from anomaly.vibration import VibrationDetector
+from production.classify import load
+from production.devices import Device, Plan
 
 
 def rig(n_samples: int, fraction: float = 0.0, *, seed: int) -> np.ndarray:
@@ -149,6 +153,29 @@ def test_scaling_by_the_window_is_blind_to_loudness(healthy):
     network = LSTMAutoencoder.original(random_state=0, n_layers=1, epochs=1)
     network.present(healthy)
     np.testing.assert_allclose(network._scale(healthy), network._scale(healthy * 10.0 + 3.0))
+
+
+def test_the_experiment_is_one_command_that_ends_in_a_picture(tmp_path, capsys):
+    path = tmp_path / "spike.png"
+    assert spike.main(["--layers", "1", "--presentations", "1", "--out", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert "first broken batch: loss" in capsys.readouterr().out
+    assert spike.main(["--healthy", str(tmp_path / "none.csv")]) == 2
+    assert capsys.readouterr().err.startswith("python -m anomaly.spike: error: ")
+
+
+def test_a_network_in_a_file_goes_on_learning_in_the_runner_until_the_fault(
+    tmp_path, healthy, monkeypatch
+):
+    np.savetxt(tmp_path / "h.csv", healthy, delimiter=",", header="x,y,z", comments="")
+    monkeypatch.setitem(bearing.KINDS, "conv", functools.partial(ConvAutoencoder, epochs=20))
+    arguments = [str(tmp_path / "h.csv"), str(tmp_path / "b.clf"), "--detector", "conv"]
+    assert bearing.main(arguments) == 0
+    detector = load(tmp_path / "b.clf").pipeline.steps[-1][1]
+    device = Device.start("a", Plan(window=500, continuous=True), detector, fitted=True)
+    calm, odd = device.feed(rig(500, seed=20)), device.feed(rig(500, 1.0, seed=21))
+    assert [len(a["loss"]) > 0 for a in (*calm, *odd)] == [True, False]
+    assert device.frozen
 
 
 def test_an_unknown_device_is_named(healthy):

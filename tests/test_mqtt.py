@@ -277,6 +277,11 @@ def test_a_toml_file_describes_many_devices(tmp_path, detector_file):
     assert len(Watch(settings_.routes).routes) == 2
 
 
+def test_the_file_for_deployment_is_read():
+    settings_ = read_settings(ROOT / "docs" / "deploy" / "anomaly-mqtt.toml")
+    assert [route.plan.window for route in settings_.routes] == [500, 3000]
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [

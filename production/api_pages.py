@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -38,6 +39,31 @@ async def metrics(request: Request) -> Response:
     state.metrics.store_lag.set(await asyncio.to_thread(state.exporter.lag))
     state.metrics.waiting.set(sum(lane.waiting.qsize() for lane in state.lanes.lanes))
     return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+_PAGES = Path(__file__).parent / "pages"
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+
+
+@router.get("/", include_in_schema=False)
+async def dashboard() -> Response:
+    """The page that a person keeps open."""
+    return _page("dashboard.html")
+
+
+@router.get("/pages/dashboard.js", include_in_schema=False)
+async def script() -> Response:
+    return _page("dashboard.js")
+
+
+@router.get("/pages/dashboard.css", include_in_schema=False)
+async def style() -> Response:
+    return _page("dashboard.css")
+
+
+def _page(name: str) -> Response:
+    kind = _TYPES[Path(name).suffix]
+    return Response((_PAGES / name).read_bytes(), media_type=f"{kind}; charset=utf-8")
 
 
 @router.get("/docs", include_in_schema=False)

@@ -35,7 +35,7 @@ def create_app(settings: Any = None) -> Any:
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 
-    from production import api_kpi, api_pages, api_samples, api_streams
+    from production import api_kpi, api_models, api_pages, api_samples, api_streams
     from production.guard import Guard
     from production.metrics import Metrics
     from production.settings import Settings
@@ -55,7 +55,7 @@ def create_app(settings: Any = None) -> Any:
     app.state.settings, app.state.metrics = settings, metrics
     app.state.store = Store(settings.database)
     app.state.promoted = app.state.store.promoted() or None
-    for part in (api_kpi, api_streams, api_samples, api_pages):
+    for part in (api_kpi, api_streams, api_samples, api_models, api_pages):
         app.include_router(part.router)
     app.add_exception_handler(AnomalyError, _on_fault)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -69,6 +69,7 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
     import asyncio
 
     from anomaly.detect import Detect
+    from production.api_models import Classifiers
     from production.exporter import Exporter
     from production.lanes import Lanes
     from production.trainer import Trainer
@@ -76,13 +77,14 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
     settings = app.state.settings
     settings.models.mkdir(parents=True, exist_ok=True)
     app.state.detect = Detect(models=settings.models)
+    app.state.classifiers = Classifiers(settings.models)
     app.state.lanes = lanes = await asyncio.to_thread(Lanes, settings.state, settings.limits)
     store = app.state.store
     app.state.exporter = exporter = Exporter(
         lanes, store, settings.retention_days, settings.retention_rows
     )
     app.state.trainer = trainer = Trainer(
-        store, settings.models.resolve(), settings.state / "training"
+        store, settings.models.resolve(), settings.state.resolve() / "training"
     )
     exporter.start()
     trainer.start()

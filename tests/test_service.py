@@ -559,3 +559,78 @@ def test_repeated_hour_of_autumn_is_taken_in_order():
 )
 def test_writings_of_one_instant_are_one(text):
     assert moment_of(text).instant == 1480550410.0
+
+
+# --- exported classifiers
+
+
+def test_exported_classifier_is_listed_and_classifies(tmp_path, monkeypatch):
+    import pandas as pd
+    from sklearn.pipeline import make_pipeline
+    from sklearn.tree import DecisionTreeClassifier
+
+    from anomaly.encoding import RecordEncoder
+    from anomaly.exported import export_classifier
+
+    monkeypatch.delenv("ANOMALY_KEY", raising=False)
+    records = pd.DataFrame(
+        {"class": ["car"] * 3 + ["human"] * 3, "length": [4400.0, 4300, 300, 310, 290, 4500]}
+    )
+    pipeline = make_pipeline(RecordEncoder(), DecisionTreeClassifier(random_state=0))
+    pipeline.fit(records, [0, 0, 1, 0, 0, 1])
+    with client_of(tmp_path) as client:
+        path = tmp_path / "models" / "sizes.clf"
+        export_classifier(pipeline, path, probes=records)
+        (tmp_path / "models" / "torn.clf").write_bytes(path.read_bytes()[:-5])
+        sizes, torn = client.get("/v1/models").json()["models"]
+        assert (sizes["model"], sizes["signed"]) == ("sizes", False)
+        assert "refused" in torn
+        sent = "\n".join(json.dumps(r) for r in records.to_dict("records") * 5)
+        said = lines(client.post("/v1/classify/sizes", content=sent))
+        assert [a["malicious"] for a in said] == [False, False, True, False, False, True] * 5
+        for content, named in (
+            ('{"class": "cart", "length": 1}', "did you mean 'car'"),
+            ('{"class": "car"}', "length"),
+            ('{"class": "car", "length": "x"}', "line 1"),
+            ("[1]", "line 1"),
+            ("", "no record"),
+        ):
+            reply = client.post("/v1/classify/sizes", content=content)
+            assert (reply.status_code, named in reply.text) == (422, True), reply.text
+        assert client.post("/v1/classify/nobody", content="{}").status_code == 404
+        assert client.post("/v1/classify/torn", content="{}").status_code == 409
+        monkeypatch.setenv("ANOMALY_KEY", "k" * 32)
+        (tmp_path / "models" / "other.clf").write_bytes(path.read_bytes())
+        unsigned = client.post("/v1/classify/other", content='{"class": "car", "length": 4400}')
+        assert (unsigned.status_code, "refused" in unsigned.text) == (409, True)
+
+
+# --- every call, with whatever a generator thinks of
+
+
+def test_no_call_of_the_description_fails_with_500(tmp_path):
+    import schemathesis
+
+    @schemathesis.serializer("application/x-ndjson")
+    def as_it_is(context, value):
+        return value if isinstance(value, bytes) else json.dumps(value).encode()
+
+    with client_of(tmp_path) as client:
+        described = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+        served = {"healthz", "readyz", "metrics"}
+        for found in described.get_all_operations():
+            operation = found.ok()
+            if operation.path.strip("/") in served:
+                continue
+
+            @settings(max_examples=8, deadline=None, derandomize=True)
+            @given(case=operation.as_strategy())
+            def try_it(case):
+                sent = case.as_transport_kwargs(base_url="http://127.0.0.1:5000")
+                sent.pop("cookies", None)
+                if isinstance(sent.get("data"), bytes | str):
+                    sent["content"] = sent.pop("data")
+                reply = client.request(**sent)
+                assert reply.status_code != 500, (sent, reply.text)
+
+            try_it()

@@ -31,10 +31,10 @@ typedef struct {
     network_purchase items[BLOCK];
 } block;
 
-/* What a query knows of a user who is not marked: touches the marks within
- * `within` steps, does not touch them within `beyond` steps. */
+/* What a walk knows of a user, in steps beyond the radius of the marked ball: at
+ * most `within`, more than `beyond`. */
 typedef struct {
-    uint32_t query;
+    uint32_t search;
     uint8_t within, beyond;
 } knowledge;
 
@@ -60,11 +60,13 @@ struct network {
     double degree_squares;
 
     /* scratch of a query */
-    uint32_t query;
-    uint32_t *seen; /* == query: marked, in the ball around the buyer */
+    uint8_t *marks; /* 1 + distance from the buyer, MAX_MARK at most; 0 is unmarked */
+    int32_t *ball;  /* the marked users by distance: complete up to the radius, */
+    int32_t radius, inner, ball_size; /* ball[0..inner), and part of the next level */
+    int32_t opened, place; /* whose friends were marked, and so many of the next one's */
+    int64_t degrees, frontier, outer; /* sums over ball[0..inner), its last level, the rest */
+    uint32_t search;
     knowledge *known;
-    int32_t *ball;
-    int32_t ball_size;
     moment *moments;
     int64_t cost, budget;
     network_purchase *picked;
@@ -195,7 +197,7 @@ void network_free(network *net)
     for (int64_t i = 0; i < net->n_blocks; i++)
         free(net->blocks[i]);
     void *arrays[] = {net->friends, net->rings,  net->newest, net->names, net->name_ends,
-                      net->table,   net->hashes, net->blocks, net->seen,  net->known,
+                      net->table,   net->hashes, net->blocks, net->marks, net->known,
                       net->ball,    net->picked, net->moments, net};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         free(arrays[i]);
@@ -265,7 +267,7 @@ static int grow_users(network *net)
         grow((void **)&net->rings, sizeof *net->rings, room) < 0 ||
         grow((void **)&net->newest, sizeof *net->newest, room) < 0 ||
         grow((void **)&net->name_ends, sizeof *net->name_ends, room) < 0 ||
-        grow((void **)&net->seen, sizeof *net->seen, room) < 0 ||
+        grow((void **)&net->marks, sizeof *net->marks, room) < 0 ||
         grow((void **)&net->known, sizeof *net->known, room) < 0 ||
         grow((void **)&net->moments, sizeof *net->moments, room) < 0 ||
         grow((void **)&net->ball, sizeof *net->ball, room) < 0)
@@ -331,7 +333,7 @@ int32_t network_enter(network *net, const char *id, size_t length)
     net->friends[user] = (friends){NULL, 0, 0};
     net->rings[user] = (ring){NULL, 0, 0, 0};
     net->newest[user] = (moment){BEFORE_ALL, -1};
-    net->seen[user] = 0;
+    net->marks[user] = 0;
     net->known[user] = (knowledge){0, 0, 0};
     net->table[slot] = user;
     net->hashes[slot] = hash;
@@ -568,86 +570,141 @@ int network_buy(network *net, int32_t user, int64_t time, int64_t amount)
 
 /* ---- the window of a circle ---------------------------------------------- */
 
+#define MAX_MARK 250
+
 static void begin_query(network *net, int32_t user)
 {
-    if (++net->query == 0) {
-        memset(net->seen, 0, (size_t)net->n_users * sizeof *net->seen);
+    for (int32_t i = 0; i < net->ball_size; i++)
+        net->marks[net->ball[i]] = 0;
+    if (net->search > UINT32_MAX / 2) {
         memset(net->known, 0, (size_t)net->n_users * sizeof *net->known);
-        net->query = 1;
+        net->search = 0;
     }
     net->n_picked = 0;
     net->ball[0] = user;
-    net->ball_size = 1;
-    net->seen[user] = net->query;
+    net->marks[user] = 1;
+    net->ball_size = net->inner = 1;
+    net->radius = net->opened = net->place = 0;
+    net->degrees = net->frontier = net->friends[user].count;
+    net->outer = 0;
 }
 
-/* Marks the friends of ball[from..], the next level; adds up its degrees. */
-static int64_t expand(network *net, int32_t from)
+/* The mark at so many steps from the buyer. */
+static uint8_t mark_at(int32_t distance)
 {
-    int64_t degrees = 0;
-    int32_t end = net->ball_size, size = end;
-    for (int32_t i = from; i < end; i++) {
-        const friends *of = &net->friends[net->ball[i]];
-        for (int32_t j = 0; j < of->count; j++) {
-            int32_t other = of->list[j];
-            if (net->seen[other] == net->query)
+    return (uint8_t)(distance < MAX_MARK ? distance + 1 : MAX_MARK);
+}
+
+/* Marks a part of the next level: looks at so many friends of the last complete one. */
+static void mark(network *net, int64_t looks)
+{
+    uint8_t level = mark_at(net->radius + 1);
+    int32_t size = net->ball_size;
+    while (net->opened < net->inner && looks > 0) {
+        const friends *of = &net->friends[net->ball[net->opened]];
+        int32_t end = of->count - net->place <= looks ? of->count : net->place + (int32_t)looks;
+        looks -= end - net->place;
+        for (int32_t i = net->place; i < end; i++) {
+            int32_t other = of->list[i];
+            if (net->marks[other])
                 continue;
-            net->seen[other] = net->query;
+            net->marks[other] = level;
             net->ball[size++] = other;
-            degrees += net->friends[other].count;
+            net->outer += net->friends[other].count;
+        }
+        net->place = end;
+        if (end == of->count) {
+            net->opened++;
+            net->place = 0;
         }
     }
     net->ball_size = size;
-    return degrees;
 }
 
-/* Is the user at most `steps` from a marked one? Gives up, with 0, beyond the budget. */
-static int near(network *net, int32_t user, int steps)
+/* Marks the rest of the next level; 0 if nobody is there. */
+static int expand(network *net)
 {
-    if (net->seen[user] == net->query)
+    mark(net, INT64_MAX);
+    int grown = net->ball_size > net->inner;
+    net->radius++;
+    net->inner = net->ball_size;
+    net->frontier = net->outer;
+    net->degrees += net->outer;
+    net->outer = 0;
+    return grown;
+}
+
+/* Does one of the users have a mark, `highest` at most? Adds to the cost. */
+static int touches(network *net, const friends *of, uint8_t highest)
+{
+    const uint8_t *marks = net->marks;
+    const int32_t *list = of->list;
+    int32_t i = 0;
+    for (; i + 8 <= of->count; i += 8) {
+        int found = 0;
+        for (int32_t j = i; j < i + 8; j++)
+            found |= (uint8_t)(marks[list[j]] - 1) < highest;
+        if (found) {
+            net->cost += i + 8;
+            return 1;
+        }
+    }
+    net->cost += of->count + 1;
+    for (; i < of->count; i++)
+        if ((uint8_t)(marks[list[i]] - 1) < highest)
+            return 1;
+    return 0;
+}
+
+/* Is the user at most `steps` beyond the radius? A mark that is found `taken`
+ * steps away tells so if its own distance is at most radius + steps - taken.
+ * Everybody up to the radius is marked, so a search `depth` = `steps` steps deep
+ * decides; a shallower one may miss. Gives up, with 0, beyond the budget. */
+static int near(network *net, int32_t user, int steps, int depth)
+{
+    if ((uint8_t)(net->marks[user] - 1) < mark_at(net->radius + steps))
         return 1;
-    if (steps == 0)
+    if (depth == 0)
         return 0;
     knowledge *of = &net->known[user];
-    if (of->query != net->query)
-        *of = (knowledge){net->query, UINT8_MAX, 0};
+    if (of->search != net->search)
+        *of = (knowledge){net->search, UINT8_MAX, 0};
     if (of->within <= steps)
         return 1;
     if (of->beyond >= steps)
         return 0;
     const friends *around = &net->friends[user];
-    if (of->beyond == 0) {
-        for (int32_t i = 0; i < around->count; i++) {
-            if (net->seen[around->list[i]] == net->query) {
-                net->cost += i + 1;
-                of->within = 1;
-                return 1;
-            }
-        }
-        net->cost += around->count + 1;
-        of->beyond = 1;
+    int inside = 0;
+    if (depth < steps || of->beyond == 0) {
+        inside = touches(net, around, mark_at(net->radius + steps - 1));
+        if (!inside)
+            of->beyond = of->beyond ? of->beyond : 1;
     }
-    for (int32_t i = 0; steps > 1 && i < around->count; i++) {
+    for (int32_t i = 0; !inside && depth > 1 && i < around->count; i++) {
         net->cost++;
-        if (near(net, around->list[i], steps - 1)) {
-            of->within = (uint8_t)steps;
-            return 1;
-        }
-        if (net->cost > net->budget)
+        inside = near(net, around->list[i], steps - 1, depth - 1);
+        if (!inside && net->cost > net->budget)
             return 0;
     }
-    of->beyond = (uint8_t)steps;
-    return 0;
+    if (inside)
+        of->within = (uint8_t)steps;
+    else if (depth == steps)
+        of->beyond = (uint8_t)steps;
+    return inside;
 }
 
 #define MAX_STEPS 8 /* of a search from the seller's side */
 
 /* Walks the list from the newest purchase and picks those of sellers at most
- * `steps` from a mark. Returns 0 when it gave up. */
+ * `steps` beyond the radius. When sellers are searched over two steps or more,
+ * marks of the next level let most searches end early: as much is spent on them
+ * as on searching. Returns 0 when it gave up. */
 static int walk(network *net, int32_t steps, int64_t budget)
 {
     int32_t buyer = net->ball[0];
     int search = steps < MAX_STEPS ? (int)steps : MAX_STEPS;
+    int64_t marking = 0;
+    net->search++;
     net->n_picked = 0;
     net->cost = 0;
     net->budget = budget;
@@ -658,9 +715,14 @@ static int walk(network *net, int32_t steps, int64_t budget)
             net->cost++;
             if (bought->user == buyer)
                 continue;
-            int inside = near(net, bought->user, search);
-            if (net->cost > budget || (!inside && search < steps))
+            int inside = (search > 1 && near(net, bought->user, search, search - 1)) ||
+                         near(net, bought->user, search, search);
+            if (net->cost + marking > budget || (!inside && search < steps))
                 return 0;
+            if (search > 1 && net->cost > marking && net->radius + 2 < MAX_MARK) {
+                mark(net, net->cost - marking);
+                marking = net->cost;
+            }
             if (!inside)
                 continue;
             net->picked[net->n_picked++] = *bought;
@@ -803,16 +865,26 @@ static double entries(const outlook *at, double inside)
     return read < at->listed ? read : at->listed;
 }
 
-/* Looks at friends per seller, `steps` from marks that hold a share of all degrees. */
-static double search_cost(const outlook *at, double share, int32_t steps)
+/* Looks at friends to search for sellers, `steps` beyond marks that hold a share
+ * of all degrees; with marks of the next level where they save more than they cost. */
+static double search_cost(const outlook *at, double sellers, double share, int32_t steps,
+                          double frontier)
 {
-    double level = at->users > 0 ? at->half_edges / at->users : 0.0, all = 1.0;
+    double level = at->users > 0 ? at->half_edges / at->users : 0.0, all = 1.0, before = 1.0;
     for (int32_t i = 0; i < steps && i < MAX_STEPS; i++) {
+        before = all;
         all += level;
         level *= at->branching;
     }
-    double hit = share > 0.0 ? 1.0 / share : all;
-    return hit < all ? hit : all;
+    double each = share > 0.0 && 1.0 / share < all ? 1.0 / share : all;
+    if (steps < 2 || at->half_edges < 1.0)
+        return sellers * each;
+    double worth = (at->branching + 1.0) / at->half_edges, marks = sqrt(sellers / worth);
+    marks = marks < frontier ? marks : frontier;
+    double missed = exp(-before * marks * worth);
+    double found = 1.0 / (worth * marks + 1e-9);
+    double aided = marks + sellers * ((found < before ? found : before) + missed * each);
+    return aided < sellers * each ? aided : sellers * each;
 }
 
 /* Expected size of the ball `steps` beyond one of `size` with `frontier` degrees. */
@@ -825,17 +897,17 @@ static double ball_size(const outlook *at, double size, double frontier, int32_t
     return size < at->users ? size : at->users;
 }
 
-/* Is walking the list now cheaper than marking one or more levels first?
- * `degrees` is the sum over the ball, `frontier` that over its last level. */
-static int walk_now(const network *net, int32_t left, double frontier, double degrees,
-                    double *budget)
+/* Is walking the list now cheaper than marking one or more levels first? */
+static int walk_now(const network *net, double *budget)
 {
     outlook at = look(net);
+    int32_t left = net->degree - net->radius;
+    double frontier = (double)net->frontier, degrees = (double)net->degrees;
     double size = net->ball_size, whole = ball_size(&at, size, frontier, left);
     double reads = entries(&at, whole), spent = 0.0, now = -1.0, best = -1.0;
     for (int32_t more = 0; more <= left && more <= PLAN_LEVELS; more++) {
         double share = degrees / (at.half_edges > 1.0 ? at.half_edges : 1.0);
-        double walking = reads * (COST_ENTRY + search_cost(&at, share, left - more));
+        double walking = reads * COST_ENTRY + search_cost(&at, reads, share, left - more, frontier);
         if (more == left) {
             double opening = whole * COST_MEMBER + at.window * COST_PICK;
             walking = opening < walking ? opening : walking;
@@ -857,21 +929,15 @@ static int walk_now(const network *net, int32_t left, double frontier, double de
 static void find_window(network *net, int32_t user)
 {
     begin_query(net, user);
-    int64_t frontier = net->friends[user].count, degrees = frontier;
-    int32_t level = 0;
-    int may_walk = 1;
-    for (int32_t radius = 0; radius < net->degree && level < net->ball_size; radius++) {
+    int may_walk = 1, grown = 1;
+    while (net->radius < net->degree && grown) {
         double budget;
-        if (radius > 0 && may_walk &&
-            walk_now(net, net->degree - radius, (double)frontier, (double)degrees, &budget)) {
-            if (walk(net, net->degree - radius, (int64_t)budget))
+        if (net->radius > 0 && may_walk && walk_now(net, &budget)) {
+            if (walk(net, net->degree - net->radius, (int64_t)budget))
                 return;
             may_walk = 0;
         }
-        int32_t next = net->ball_size;
-        frontier = expand(net, level);
-        degrees += frontier;
-        level = next;
+        grown = expand(net);
     }
     outlook at = look(net);
     double members = net->ball_size * COST_MEMBER + at.window * COST_PICK;
@@ -987,12 +1053,8 @@ int32_t network_circle(network *net, int32_t user)
     if (user < 0)
         return 0;
     begin_query(net, user);
-    int32_t level = 0;
-    for (int32_t radius = 0; radius < net->degree && level < net->ball_size; radius++) {
-        int32_t next = net->ball_size;
-        expand(net, level);
-        level = next;
-    }
+    while (net->radius < net->degree && expand(net))
+        ;
     return net->ball_size - 1;
 }
 

@@ -3,6 +3,7 @@
     python benchmarks/purchases.py                       # all of it, some minutes
     python benchmarks/purchases.py --batch 50000 --stream 20000 --slow-events 50
     python benchmarks/purchases.py --flat 100000 1000000 10000000
+    python benchmarks/purchases.py --flat 100000 1000000 10000000 --steady
 
 Every figure is of the same logs in the same run, in CPU time. Three programs judge
 them: the native network, from the text of the log to the text of the flags; the
@@ -28,15 +29,18 @@ from collections import deque
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from anomaly.purchases import EventLog, make_network, read_event, read_header, simulate
+from anomaly.purchases import EventLog, make_network, read_event, read_header, simulate, simulation
+from anomaly.purchases.simulation import MIX
 from tests.purchases_reference import ReferenceNetwork
 
 BLOCK = 1 << 20
+PIECE = 100_000
 GRAPHS = ("uniform", "power-law")
 
 
@@ -192,20 +196,74 @@ def check_flags(events, flags, flagged):
         raise SystemExit("the programs disagree on what is flagged")
 
 
+def pieces(graph, users, n, steady):
+    """Text of a long log, a piece at a time; `steady` has one unfriend to a befriend.
+
+    The mix, the pairs and the pace are the simulator's; an unfriend undoes a
+    befriend of its own piece.
+    """
+    rng = np.random.default_rng(0)
+    shares = [0.78, 0.11, 0.11] if steady else list(MIX.values())
+    second = 0
+    for start in range(0, n, PIECE):
+        size = min(PIECE, n - start)
+        kinds = rng.choice(np.array(list(MIX)), size=size, p=shares)
+        pairs = simulation._pairs(kinds, users, graph, rng) + 1
+        buyers = rng.integers(1, users + 1, size)
+        amounts = np.round(np.exp(rng.normal(3.0, 0.5, size)), 2)
+        seconds = second + np.cumsum(rng.poisson(0.2, size))
+        second = int(seconds[-1])
+        times = np.datetime_as_string(np.datetime64("2017-06-13T11:33:01") + seconds)
+        yield "".join(
+            f'{{"event_type":"{kind}", "timestamp":"{time[:10]} {time[11:]}", '
+            + (
+                f'"id": "{buyer}", "amount": "{amount:.2f}"}}\n'
+                if kind == "purchase"
+                else f'"id1": "{one}", "id2": "{other}"}}\n'
+            )
+            for kind, time, buyer, amount, (one, other) in zip(
+                kinds.tolist(), times.tolist(), buyers.tolist(), amounts.tolist(), pairs.tolist(),
+                strict=True,
+            )
+        ).encode()  # fmt: skip
+
+
+def run_flat(graph, degree, users, options):
+    """(events, events/s so far, events/s of the last piece, friendships, MB) at each length."""
+    network = make_network(degree, options.window)
+    history = EventLog(network, judge=False)
+    for text in pieces(graph, users, options.batch, False):
+        list(history.feed(text))
+    log = EventLog(network, judge=True)
+    spent, rows = 0.0, []
+    for text in pieces(graph, users, max(options.flat), options.steady):
+        started = time.process_time()
+        for _ in log.feed(text):
+            pass
+        last = time.process_time() - started
+        spent += last
+        done = log.counts.lines
+        if done in options.flat:
+            mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            mb /= 1 << 20 if sys.platform == "darwin" else 1 << 10
+            speeds = done / spent, text.count(b"\n") / last
+            rows.append((done, *speeds, network.sizes()[1], mb))
+            print(graph, degree, rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
 def measure_flatness(options, console):
-    table = Table(title="One stream, growing; CPU time per event")
-    for name in ("graph", "D", "stream events", "events/s", "peak MB"):
+    table = Table(title="One stream, growing; CPU time")
+    for name in ("graph", "D", "events", "events/s", "of the last", "friendships", "peak MB"):
         table.add_column(name, justify="right")
     for graph in options.graph:
-        for n in options.flat:
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                in_fresh_process(
-                    write_logs, folder, graph, options.users, options.batch, n, options.window
-                )
-                for degree in options.degree:
-                    _, speed, _, peak = in_fresh_process(run_natively, folder, degree)
-                    table.add_row(graph, str(degree), f"{n:,}", f"{speed:,.0f}", f"{peak:.0f}")
+        for degree in options.degree:
+            rows = in_fresh_process(run_flat, graph, degree, options.users, options)
+            for n, speed, last, friendships, mb in rows:
+                table.add_row(
+                    graph, str(degree), f"{n:,}", f"{speed:,.0f}", f"{last:,.0f}",
+                    f"{friendships:,}", f"{mb:.0f}",
+                )  # fmt: skip
     console.print(table)
 
 
@@ -227,7 +285,11 @@ def main():
     )
     parser.add_argument(
         "--flat", type=int, nargs="+", metavar="EVENTS",
-        help="measure only the native speed, on streams of these lengths",
+        help="measure only the native speed, on one stream up to these lengths",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steady", action="store_true",
+        help="with --flat: as many unfriends as befriends, so that the graph keeps its density",
     )  # fmt: skip
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

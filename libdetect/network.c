@@ -64,7 +64,7 @@ struct network {
     int32_t *ball;  /* the marked users by distance: complete up to the radius, */
     int32_t radius, inner, ball_size; /* ball[0..inner), and part of the next level */
     int32_t opened, place; /* whose friends were marked, and so many of the next one's */
-    int64_t degrees, frontier, outer; /* sums over ball[0..inner), its last level, the rest */
+    int64_t degrees, frontier; /* sums over ball[0..inner) and over its last level */
     uint32_t search;
     knowledge *known;
     moment *moments;
@@ -270,7 +270,7 @@ static int grow_users(network *net)
         grow((void **)&net->marks, sizeof *net->marks, room) < 0 ||
         grow((void **)&net->known, sizeof *net->known, room) < 0 ||
         grow((void **)&net->moments, sizeof *net->moments, room) < 0 ||
-        grow((void **)&net->ball, sizeof *net->ball, room) < 0)
+        grow((void **)&net->ball, sizeof *net->ball, room + 1) < 0)
         return NETWORK_NO_MEMORY;
     net->users_room = (int32_t)room;
     return NETWORK_OK;
@@ -586,7 +586,6 @@ static void begin_query(network *net, int32_t user)
     net->ball_size = net->inner = 1;
     net->radius = net->opened = net->place = 0;
     net->degrees = net->frontier = net->friends[user].count;
-    net->outer = 0;
 }
 
 /* The mark at so many steps from the buyer. */
@@ -605,12 +604,11 @@ static void mark(network *net, int64_t looks)
         int32_t end = of->count - net->place <= looks ? of->count : net->place + (int32_t)looks;
         looks -= end - net->place;
         for (int32_t i = net->place; i < end; i++) {
-            int32_t other = of->list[i];
-            if (net->marks[other])
-                continue;
-            net->marks[other] = level;
-            net->ball[size++] = other;
-            net->outer += net->friends[other].count;
+            int32_t other = of->list[i]; /* without a branch: nobody could predict it */
+            uint8_t before = net->marks[other];
+            net->marks[other] = before ? before : level;
+            net->ball[size] = other;
+            size += before == 0;
         }
         net->place = end;
         if (end == of->count) {
@@ -627,10 +625,11 @@ static int expand(network *net)
     mark(net, INT64_MAX);
     int grown = net->ball_size > net->inner;
     net->radius++;
+    net->frontier = 0;
+    for (int32_t i = net->inner; i < net->ball_size && net->radius < net->degree; i++)
+        net->frontier += net->friends[net->ball[i]].count;
+    net->degrees += net->frontier;
     net->inner = net->ball_size;
-    net->frontier = net->outer;
-    net->degrees += net->outer;
-    net->outer = 0;
     return grown;
 }
 
@@ -697,13 +696,16 @@ static int near(network *net, int32_t user, int steps, int depth)
 
 /* Walks the list from the newest purchase and picks those of sellers at most
  * `steps` beyond the radius. When sellers are searched over two steps or more,
- * marks of the next level let most searches end early: as much is spent on them
- * as on searching. Returns 0 when it gave up. */
-static int walk(network *net, int32_t steps, int64_t budget)
+ * marks of the next level let most searches end early: half of the expected cost
+ * goes to them at once, and later as much as was spent on searching. Returns 0
+ * when it gave up. */
+static int walk(network *net, int32_t steps, int64_t expected, int64_t budget)
 {
     int32_t buyer = net->ball[0];
     int search = steps < MAX_STEPS ? (int)steps : MAX_STEPS;
-    int64_t marking = 0;
+    int aided = search > 1 && net->radius + 2 < MAX_MARK;
+    int64_t marking = aided ? expected / 2 : 0;
+    mark(net, marking);
     net->search++;
     net->n_picked = 0;
     net->cost = 0;
@@ -719,7 +721,7 @@ static int walk(network *net, int32_t steps, int64_t budget)
                          near(net, bought->user, search, search);
             if (net->cost + marking > budget || (!inside && search < steps))
                 return 0;
-            if (search > 1 && net->cost > marking && net->radius + 2 < MAX_MARK) {
+            if (aided && net->cost > marking) {
                 mark(net, net->cost - marking);
                 marking = net->cost;
             }
@@ -842,6 +844,7 @@ static void collect(network *net)
 /* Reading and testing a listed purchase against opening a member, in looks at
  * a friend; measured, and without influence on the answer. */
 #define COST_ENTRY 1.0
+#define COST_LOOK 0.5 /* of a search; marking a friend costs 1 */
 #define COST_MEMBER 3.0
 #define COST_PICK 30.0
 #define PLAN_LEVELS 8
@@ -878,13 +881,13 @@ static double search_cost(const outlook *at, double sellers, double share, int32
     }
     double each = share > 0.0 && 1.0 / share < all ? 1.0 / share : all;
     if (steps < 2 || at->half_edges < 1.0)
-        return sellers * each;
+        return sellers * each * COST_LOOK;
     double worth = (at->branching + 1.0) / at->half_edges, marks = sqrt(sellers / worth);
     marks = marks < frontier ? marks : frontier;
     double missed = exp(-before * marks * worth);
     double found = 1.0 / (worth * marks + 1e-9);
     double aided = marks + sellers * ((found < before ? found : before) + missed * each);
-    return aided < sellers * each ? aided : sellers * each;
+    return (aided < sellers * each ? aided : sellers * each) * COST_LOOK;
 }
 
 /* Expected size of the ball `steps` beyond one of `size` with `frontier` degrees. */
@@ -898,7 +901,7 @@ static double ball_size(const outlook *at, double size, double frontier, int32_t
 }
 
 /* Is walking the list now cheaper than marking one or more levels first? */
-static int walk_now(const network *net, double *budget)
+static int walk_now(const network *net, double *expected, double *budget)
 {
     outlook at = look(net);
     int32_t left = net->degree - net->radius;
@@ -921,7 +924,8 @@ static int walk_now(const network *net, double *budget)
         frontier = size < at.users ? frontier * at.branching : 0.0;
         degrees = degrees + frontier < at.half_edges ? degrees + frontier : at.half_edges;
     }
-    *budget = 2.0 * (best > now ? best : now) + 1000.0;
+    *expected = now;
+    *budget = 2.0 / COST_LOOK * (best > now ? best : now) + 1000.0;
     return now <= best;
 }
 
@@ -929,19 +933,17 @@ static int walk_now(const network *net, double *budget)
 static void find_window(network *net, int32_t user)
 {
     begin_query(net, user);
-    int may_walk = 1, grown = 1;
+    int grown = 1;
     while (net->radius < net->degree && grown) {
-        double budget;
-        if (net->radius > 0 && may_walk && walk_now(net, &budget)) {
-            if (walk(net, net->degree - net->radius, (int64_t)budget))
-                return;
-            may_walk = 0;
-        }
+        double expected, budget;
+        if (net->radius > 0 && walk_now(net, &expected, &budget) &&
+            walk(net, net->degree - net->radius, (int64_t)expected, (int64_t)budget))
+            return;
         grown = expand(net);
     }
     outlook at = look(net);
     double members = net->ball_size * COST_MEMBER + at.window * COST_PICK;
-    if (entries(&at, net->ball_size) * COST_ENTRY < members && walk(net, 0, (int64_t)members))
+    if (entries(&at, net->ball_size) * COST_ENTRY < members && walk(net, 0, 0, (int64_t)members))
         return;
     collect(net);
 }

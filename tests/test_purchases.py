@@ -159,6 +159,37 @@ def test_a_larger_graph_takes_every_path_and_equals_the_reference():
             slow.buy(user, time // 4, amount)
 
 
+@pytest.mark.parametrize("n_friends", [8, 25, 70])
+@pytest.mark.parametrize("hubs", [0.0, 0.3])
+def test_dense_graphs_and_hubs_equal_the_reference(n_friends, hubs):
+    """Marks of a part of a level decide here, and the users they miss."""
+    rng = random.Random(n_friends)
+    n_users = 300
+    for degree in (2, 3, 4, 7):
+        net, slow = network(degree, 15), ReferenceNetwork(degree, 15)
+
+        def anybody():
+            return str(rng.randrange(n_users)).encode()
+
+        # an island and a tail stay far from, or out of reach of, the dense part
+        edges = [(b"t%d" % i, b"t%d" % (i + 1)) for i in range(9)]
+        edges += [(b"t0", b"0"), (b"i0", b"i1"), (b"i1", b"i2")]
+        for _ in range(n_users * n_friends // 2):
+            edges.append(
+                (anybody(), b"%d" % rng.randrange(3) if rng.random() < hubs else anybody())
+            )
+        far = [b"t%d" % i for i in range(10)] + [b"i0", b"i1", b"i2"]
+        for one, other in edges:
+            net.befriend(one, other)
+            slow.befriend(one, other)
+        for time in range(1200):
+            user = rng.choice(far) if rng.random() < 0.2 else anybody()
+            if time % 12 == 0:
+                same_verdict(net, slow, user, rng.randrange(100))
+            net.buy(user, time // 4, time)
+            slow.buy(user, time // 4, time)
+
+
 def test_a_long_run_drops_dead_purchases_and_keeps_the_newest():
     rng = random.Random(2)
     net, kept = network(1, 4), {b"0": [], b"1": [], b"2": []}

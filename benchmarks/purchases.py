@@ -41,6 +41,7 @@ from tests.purchases_reference import ReferenceNetwork
 
 BLOCK = 1 << 20
 PIECE = 100_000
+STEADY = (0.78, 0.11, 0.11)
 GRAPHS = ("uniform", "power-law")
 
 
@@ -196,17 +197,17 @@ def check_flags(events, flags, flagged):
         raise SystemExit("the programs disagree on what is flagged")
 
 
-def pieces(graph, users, n, steady):
-    """Text of a long log, a piece at a time; `steady` has one unfriend to a befriend.
+def pieces(graph, users, batch, stream, steady):
+    """Text of a long log, a piece at a time; a `steady` stream has one unfriend to a befriend.
 
     The mix, the pairs and the pace are the simulator's; an unfriend undoes a
     befriend of its own piece.
     """
     rng = np.random.default_rng(0)
-    shares = [0.78, 0.11, 0.11] if steady else list(MIX.values())
     second = 0
-    for start in range(0, n, PIECE):
-        size = min(PIECE, n - start)
+    for done in range(0, batch + stream, PIECE):
+        size = min(PIECE, batch + stream - done)
+        shares = STEADY if steady and done >= batch else list(MIX.values())
         kinds = rng.choice(np.array(list(MIX)), size=size, p=shares)
         pairs = simulation._pairs(kinds, users, graph, rng) + 1
         buyers = rng.integers(1, users + 1, size)
@@ -232,11 +233,12 @@ def run_flat(graph, degree, users, options):
     """(events, events/s so far, events/s of the last piece, friendships, MB) at each length."""
     network = make_network(degree, options.window)
     history = EventLog(network, judge=False)
-    for text in pieces(graph, users, options.batch, False):
-        list(history.feed(text))
+    texts = pieces(graph, users, options.batch, max(options.flat), options.steady)
+    while history.counts.lines < options.batch:
+        list(history.feed(next(texts)))
     log = EventLog(network, judge=True)
     spent, rows = 0.0, []
-    for text in pieces(graph, users, max(options.flat), options.steady):
+    for text in texts:
         started = time.process_time()
         for _ in log.feed(text):
             pass

@@ -16,10 +16,12 @@
 
 typedef int16_t lane8 __attribute__((vector_size(16)));
 
-/* One of the synapses that listen to a cell: segment, slot in it, connected. */
+/* One of the synapses that listen to a cell: segment times HTM_MAX_SYNAPSES plus slot. */
 typedef uint32_t listener;
-#define LISTENER(segment, slot, connected) \
-    ((listener)(segment) << 6 | (listener)(slot) << 1 | (listener)(connected))
+
+/* A bit for each slot of a segment. */
+typedef uint32_t slots;
+#define SLOT(slot) ((slots)1 << (slot))
 
 typedef struct {
     listener *items;
@@ -77,12 +79,13 @@ struct htm {
     segment *segments;
     uint16_t *syn_cell, *syn_place;
     int16_t *syn_permanence;
+    slots *firm;            /* per segment: connected synapses */
+    slots *reached;         /* per segment: synapses on the active cells */
     listeners *lists;       /* per cell */
     uint16_t *segments_of;  /* per cell: how many */
     int32_t *first_segment; /* per cell */
     uint16_t *activity;     /* per segment: connected << 8 | potential, on the active cells */
     uint64_t *matching;     /* bit per segment */
-    uint8_t *cell_active;   /* of the last record */
     uint8_t *cell_predicted;
     uint8_t *cell_mark;     /* scratch, all 0 between uses */
     uint8_t *column_on;     /* 1 in active columns of this record */
@@ -191,12 +194,13 @@ static htm *allocate(const htm_options *o)
     m->syn_cell = room_for(segments * HTM_MAX_SYNAPSES, sizeof(uint16_t), &failed);
     m->syn_place = room_for(segments * HTM_MAX_SYNAPSES, sizeof(uint16_t), &failed);
     m->syn_permanence = room_for(segments * HTM_MAX_SYNAPSES, sizeof(int16_t), &failed);
+    m->firm = room_for(segments, sizeof(slots), &failed);
+    m->reached = room_for(segments, sizeof(slots), &failed);
     m->lists = room_for(cells, sizeof(listeners), &failed);
     m->segments_of = room_for(cells, sizeof(uint16_t), &failed);
     m->first_segment = room_for(cells, sizeof(int32_t), &failed);
     m->activity = room_for(segments, sizeof(uint16_t), &failed);
     m->matching = room_for(segments / 64 + 1, sizeof(uint64_t), &failed);
-    m->cell_active = room_for(cells, 1, &failed);
     m->cell_predicted = room_for(cells, 1, &failed);
     m->cell_mark = room_for(cells, 1, &failed);
     m->column_on = room_for(columns, 1, &failed);
@@ -305,11 +309,11 @@ void htm_free(htm *m)
                      m->delta,       m->inputs,         m->input_on,         m->segments,
                      m->syn_cell,    m->syn_place,      m->syn_permanence,   m->lists,
                      m->segments_of, m->first_segment,  m->activity,         m->matching,
-                     m->cell_active, m->cell_predicted, m->cell_mark,        m->column_on,
+                     m->firm,        m->cell_predicted, m->cell_mark,        m->column_on,
                      m->columns,     m->column_best,    m->column_predicted, m->active,
                      m->winners,     m->old_winners,    m->candidates,       m->weights,
                      m->class_value, m->class_seen,     m->history,          m->chosen,
-                     m->foreseen};
+                     m->foreseen,    m->reached};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free(owned[i]);
     free(m);
@@ -474,8 +478,19 @@ static int listen(htm *m, int s, int slot)
         list->room = room;
     }
     m->syn_place[at] = (uint16_t)list->n;
-    list->items[list->n++] = LISTENER(s, slot, m->syn_permanence[at] >= m->o.connected);
+    list->items[list->n++] = (listener)at;
+    m->firm[s] &= ~SLOT(slot);
+    if (m->syn_permanence[at] >= m->o.connected)
+        m->firm[s] |= SLOT(slot);
     return 0;
+}
+
+/* The set with a slot taken out and the last one in its place. */
+static slots without(slots set, int slot, int last)
+{
+    slots moved = set >> last & 1;
+    set &= ~(SLOT(slot) | SLOT(last));
+    return slot == last ? set : set | moved << slot;
 }
 
 static void drop_synapse(htm *m, int s, int slot)
@@ -484,15 +499,16 @@ static void drop_synapse(htm *m, int s, int slot)
     listeners *list = &m->lists[m->syn_cell[at]];
     listener moved = list->items[--list->n];
     list->items[m->syn_place[at]] = moved;
-    m->syn_place[(moved >> 6) * HTM_MAX_SYNAPSES + (moved >> 1 & 31)] = m->syn_place[at];
+    m->syn_place[moved] = m->syn_place[at];
     int last = --m->segments[s].n;
+    m->firm[s] = without(m->firm[s], slot, last);
+    m->reached[s] = without(m->reached[s], slot, last);
     if (slot == last)
         return;
     m->syn_cell[at] = m->syn_cell[base + (size_t)last];
     m->syn_permanence[at] = m->syn_permanence[base + (size_t)last];
     m->syn_place[at] = m->syn_place[base + (size_t)last];
-    m->lists[m->syn_cell[at]].items[m->syn_place[at]] =
-        LISTENER(s, slot, m->syn_permanence[at] >= m->o.connected);
+    m->lists[m->syn_cell[at]].items[m->syn_place[at]] = (listener)at;
 }
 
 static void unlink_use(htm *m, int s)
@@ -570,21 +586,27 @@ static int new_segment(htm *m, int cell)
 /* adapt for the common case that no synapse is dropped or changes its connection. */
 static int adapt_plainly(htm *m, int s, int gain, int loss)
 {
-    size_t base = (size_t)s * HTM_MAX_SYNAPSES;
-    const uint16_t *cells = m->syn_cell + base;
-    int16_t *permanence = m->syn_permanence + base;
-    int n = m->segments[s].n, connected = m->o.connected, special = 0;
-    int16_t moved[HTM_MAX_SYNAPSES];
-    int by[2] = {-loss, gain};
-    for (int slot = 0; slot < n; slot++) {
-        int old = permanence[slot], now = old + by[m->cell_active[cells[slot]]];
-        now = now < HTM_ONE ? now : HTM_ONE;
-        special |= (now <= 0) | ((old >= connected) != (now >= connected));
-        moved[slot] = (int16_t)now;
+    static const lane8 bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    int16_t *permanence = m->syn_permanence + (size_t)s * HTM_MAX_SYNAPSES;
+    int16_t connected = (int16_t)m->o.connected;
+    int n = m->segments[s].n, parts = (n + 7) / 8;
+    slots held = n < 32 ? SLOT(n) - 1 : ~(slots)0, reached = m->reached[s];
+    lane8 moved[HTM_MAX_SYNAPSES / 8], special = {0};
+    for (int i = 0; i < parts; i++, held >>= 8, reached >>= 8) {
+        lane8 old, on = ((int16_t)(reached & 255) & bit) != 0;
+        lane8 here = ((int16_t)(held & 255) & bit) != 0;
+        memcpy(&old, permanence + 8 * i, sizeof old);
+        lane8 now = old + ((on & (int16_t)gain) | (~on & (int16_t)-loss));
+        lane8 over = now > HTM_ONE;
+        now = (over & HTM_ONE) | (~over & now);
+        special |= here & ((now <= 0) | ((old >= connected) ^ (now >= connected)));
+        moved[i] = (here & now) | (~here & old);
     }
-    if (special)
+    int64_t halves[2];
+    memcpy(halves, &special, sizeof halves);
+    if (halves[0] | halves[1])
         return 0;
-    memcpy(permanence, moved, (size_t)n * sizeof *moved);
+    memcpy(permanence, moved, (size_t)parts * sizeof *moved);
     return 1;
 }
 
@@ -597,14 +619,14 @@ static void adapt(htm *m, int s, int gain, int loss)
     for (int slot = m->segments[s].n - 1; slot >= 0; slot--) {
         size_t at = (size_t)s * HTM_MAX_SYNAPSES + (size_t)slot;
         int old = m->syn_permanence[at];
-        int moved = old + (m->cell_active[m->syn_cell[at]] ? gain : -loss);
+        int moved = old + (m->reached[s] & SLOT(slot) ? gain : -loss);
         if (moved <= 0) {
             drop_synapse(m, s, slot);
             continue;
         }
         m->syn_permanence[at] = (int16_t)(moved < HTM_ONE ? moved : HTM_ONE);
         if ((old >= connected) != (moved >= connected))
-            m->lists[m->syn_cell[at]].items[m->syn_place[at]] ^= 1;
+            m->firm[s] ^= SLOT(slot);
     }
 }
 
@@ -741,24 +763,45 @@ static int burst(htm *m, int column, int learn, int n_winners, int *failed)
     return cell;
 }
 
-/* Counts on each segment the synapses on active cells, and notes what is predicted. */
+static inline uint32_t bits_in(uint32_t x)
+{
+    x -= x >> 1 & 0x55555555;
+    x = (x & 0x33333333) + (x >> 2 & 0x33333333);
+    x = (x + (x >> 4)) & 0x0f0f0f0f;
+    x += x >> 8;
+    return (x + (x >> 16)) & 63;
+}
+
+/* Notes for each segment which synapses are on active cells, and counts them. */
+static void reach(htm *m)
+{
+    int n = m->o.max_segments;
+    slots *restrict reached = m->reached;
+    const slots *restrict firm = m->firm;
+    uint16_t *restrict activity = m->activity;
+    memset(reached, 0, (size_t)n * sizeof *reached);
+    for (int i = 0; i < m->s.n_active; i++) {
+        const listeners *list = &m->lists[m->active[i]];
+        for (int k = 0; k < list->n; k++)
+            reached[list->items[k] / HTM_MAX_SYNAPSES] |= SLOT(list->items[k] % HTM_MAX_SYNAPSES);
+    }
+    for (int s = 0; s < n; s++)
+        activity[s] = (uint16_t)(bits_in(reached[s]) | bits_in(reached[s] & firm[s]) << 8);
+}
+
+/* Notes which segments match and what they predict. */
 static void predict(htm *m)
 {
     const htm_options *o = &m->o;
-    uint16_t *activity = m->activity;
-    int threshold = o->matching, cells = o->cells;
-    memset(activity, 0, (size_t)o->max_segments * sizeof(uint16_t));
-    memset(m->matching, 0, ((size_t)o->max_segments / 64 + 1) * sizeof(uint64_t));
-    for (int i = 0; i < m->s.n_active; i++) {
-        const listeners *list = &m->lists[m->active[i]];
-        const listener *items = list->items;
-        for (int k = 0; k < list->n; k++) {
-            uint32_t s = items[k] >> 6;
-            uint16_t now = (uint16_t)(activity[s] + 1 + ((items[k] & 1) << 8));
-            activity[s] = now;
-            if ((now & 0xff) == threshold)
-                m->matching[s >> 6] |= (uint64_t)1 << (s & 63);
-        }
+    const uint16_t *activity = m->activity;
+    int cells = o->cells;
+    reach(m);
+    for (int w = 0; w <= o->max_segments / 64; w++) {
+        uint64_t matching = 0;
+        int stop = o->max_segments - w * 64 < 64 ? o->max_segments - w * 64 : 64;
+        for (int i = 0; i < stop; i++)
+            matching |= (uint64_t)((activity[w * 64 + i] & 0xff) >= o->matching) << i;
+        m->matching[w] = matching;
     }
     memset(m->cell_predicted, 0, (size_t)m->n_cells);
     memset(m->column_predicted, 0, (size_t)o->columns);
@@ -785,8 +828,7 @@ static int activate(htm *m, int learn)
     if (learn)
         failed |= learn_matching(m, n_old);
     int n_winners = 0, n_active = 0;
-    uint16_t *active = m->active; /* cell_active still tells of the record before */
-    int n_before = m->s.n_active;
+    uint16_t *active = m->active;
     for (int k = 0; k < m->s.n_columns; k++) {
         int column = m->columns[k], first = column * cells;
         if (m->column_predicted[column]) {
@@ -797,8 +839,6 @@ static int activate(htm *m, int learn)
             m->winners[n_winners++] = (uint16_t)burst(m, column, learn, n_old, &failed);
         }
     }
-    for (int i = 0; i < n_before; i++)
-        m->cell_active[active[i]] = 0;
     for (int k = 0; k < m->s.n_columns; k++) {
         int column = m->columns[k], first = column * cells;
         for (int c = first; c < first + cells; c++)
@@ -806,8 +846,6 @@ static int activate(htm *m, int learn)
                 active[n_active++] = (uint16_t)c;
         m->column_on[column] = 0;
     }
-    for (int i = 0; i < n_active; i++)
-        m->cell_active[active[i]] = 1;
     m->s.n_active = n_active;
     m->s.n_winners = n_winners;
     predict(m);
@@ -1293,8 +1331,8 @@ size_t htm_memory(const htm *m)
     size_t segments = (size_t)o->max_segments;
     size_t bytes = sizeof *m + (size_t)o->n_fields * (sizeof(field_state) + HTM_CLASSES * 5) +
                    columns * (size_t)m->stride * 3 + columns * 9 +
-                   segments * (sizeof(segment) + 6 * HTM_MAX_SYNAPSES + 2) +
-                   cells * (sizeof(listeners) + 11) +
+                   segments * (sizeof(segment) + 6 * HTM_MAX_SYNAPSES + 10) +
+                   cells * (sizeof(listeners) + 10) +
                    (size_t)o->n_fields * (size_t)o->n_horizons * table_size(o) * sizeof(float);
     for (int c = 0; c < m->n_cells; c++)
         bytes += (size_t)m->lists[c].room * sizeof(listener);
@@ -1516,8 +1554,6 @@ htm *htm_load(const unsigned char *bytes, size_t size)
         htm_free(m);
         return NULL;
     }
-    for (int i = 0; i < m->s.n_active; i++)
-        m->cell_active[m->active[i]] = 1;
     index_connected(m);
     predict(m);
     return m;

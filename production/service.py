@@ -35,7 +35,14 @@ def create_app(settings: Any = None) -> Any:
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 
-    from production import api_kpi, api_models, api_pages, api_samples, api_streams
+    from production import (
+        api_kpi,
+        api_models,
+        api_pages,
+        api_purchases,
+        api_samples,
+        api_streams,
+    )
     from production.guard import Guard
     from production.metrics import Metrics
     from production.settings import Settings
@@ -55,7 +62,7 @@ def create_app(settings: Any = None) -> Any:
     app.state.settings, app.state.metrics = settings, metrics
     app.state.store = Store(settings.database)
     app.state.promoted = app.state.store.promoted() or None
-    for part in (api_kpi, api_streams, api_samples, api_models, api_pages):
+    for part in (api_kpi, api_streams, api_samples, api_models, api_purchases, api_pages):
         app.include_router(part.router)
     app.add_exception_handler(AnomalyError, _on_fault)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -72,6 +79,7 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
     from production.api_models import Classifiers
     from production.exporter import Exporter
     from production.lanes import Lanes
+    from production.purchase_store import PurchaseStore
     from production.trainer import Trainer
 
     settings = app.state.settings
@@ -79,6 +87,9 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
     app.state.detect = Detect(models=settings.models)
     app.state.classifiers = Classifiers(settings.models)
     app.state.lanes = lanes = await asyncio.to_thread(Lanes, settings.state, settings.limits)
+    app.state.purchases = purchases = await asyncio.to_thread(
+        PurchaseStore, settings.state / "purchases.sqlite"
+    )
     store = app.state.store
     app.state.exporter = exporter = Exporter(
         lanes, store, settings.retention_days, settings.retention_rows
@@ -93,6 +104,7 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
     finally:
         for part in (trainer, exporter, lanes):
             await asyncio.to_thread(part.stop)
+        purchases.close()
         store.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from hashlib import blake2b
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -489,7 +490,11 @@ class _Gaussian:
     def __init__(self, rows: Floats) -> None:
         covariance, _ = ledoit_wolf(rows)
         self._centre = rows.mean(axis=0)
-        lower = np.linalg.cholesky(covariance)
+        try:
+            lower = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:  # two or three rows
+            variance = float(np.trace(covariance)) / len(covariance) or 1.0
+            lower = np.linalg.cholesky(covariance + 1e-6 * variance * np.eye(len(covariance)))
         self._turn = np.linalg.inv(lower).T.copy()
 
     def distance(self, rows: Floats) -> Floats:
@@ -499,21 +504,39 @@ class _Gaussian:
 
 
 class _Covariance:
-    """Distance to all rows as one Gaussian; training rows are scored by folds without them."""
+    """Distance to all rows as one Gaussian; training rows are scored by folds without them.
+
+    Where rows are few for the columns, a Gaussian finds its own rows closer than
+    new ones: a row equal to a training row then keeps the score it was given without.
+    """
 
     names = ("covariance",)
+    _few = 10  # rows for each column
 
     def fit(self, rows: Floats) -> Floats:
         self._model = _Gaussian(rows)
+        self._own: dict[bytes, float] = {}
+        if len(rows) < 4:
+            return self.score(rows)
         n_folds = min(_FOLDS, len(rows))
         scores = np.empty((len(rows), 1))
         for fold in range(n_folds):
             held_out = np.arange(len(rows)) % n_folds == fold
             scores[held_out, 0] = _Gaussian(rows[~held_out]).distance(rows[held_out])
+        if len(rows) < self._few * rows.shape[1]:
+            self._own = dict(zip(_digests(rows), scores[:, 0].tolist(), strict=True))
         return scores
 
     def score(self, rows: Floats) -> Floats:
-        return self._model.distance(rows)[:, None]
+        distance = self._model.distance(rows)
+        if self._own:
+            keys = _digests(rows)
+            distance = np.array([self._own.get(k, d) for k, d in zip(keys, distance, strict=True)])
+        return distance[:, None]
+
+
+def _digests(rows: Floats) -> list[bytes]:
+    return [blake2b(row.tobytes(), digest_size=8).digest() for row in rows + 0.0]
 
 
 class _RobustCovariance:

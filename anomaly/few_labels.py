@@ -163,7 +163,10 @@ class FewLabelsDetector(BaseDetector):
             labels = column_or_1d(y, warn=True)
             check_consistent_length(anomalous, labels)
             looked_at, named = _known_labels(labels, self.unlabelled)
-            found = self._encode_labels(labels[named], int(named.sum()))
+            known = labels[named]
+            if known.dtype == object:  # numbers beside None
+                known = pd.Series(known).infer_objects().to_numpy()
+            found = self._encode_labels(known, len(known))
             if len(self.classes_) == 1 and not named.all():
                 raise DataError(
                     f"the only label is {self.classes_[0]!r}: use 0 for normal and 1 for "

@@ -145,11 +145,61 @@ def make_window(rng: np.random.Generator, window: int) -> tuple[Array, str]:
     full = np.arange(-window, window + 1) * step
     times = np.concatenate([now - WEEK + full, now - DAY + full, now + full[: window + 1]])
     day = np.repeat([0, 1, 2], [2 * window + 1, 2 * window + 1, window + 1])
+    return _metric(rng, times, day, lambda: _days_differ(rng)[day], window)
+
+
+def make_series(
+    days: float = 10, step: float = 5, *, random_state: int | np.random.Generator = 0
+) -> tuple[Array, str]:
+    """Make one normal series of the same families as `make_windows`.
+
+    Parameters
+    ----------
+    days : float, default=10
+        Length.
+    step : float, default=5
+        Minutes between points.
+    random_state : int or Generator, default=0
+
+    Returns
+    -------
+    values : ndarray of shape (round(days * 1440 / step),)
+        Days differ as a whole, as those of a window do, without a jump between them.
+    family : str
+        Name of the shape and noise.
+
+    Examples
+    --------
+    >>> from anomaly.kpi_families import make_series
+    >>> values, family = make_series(9, step=15, random_state=1)
+    >>> values.shape
+    (864,)
+    """
+    rng = np.random.default_rng(random_state)
+    since = np.arange(round(days * DAY / step)) * step
+    times = rng.uniform(0, WEEK) - WEEK + since
+    noons = np.arange(0.5, days + 1.5)
+
+    def differ() -> Array:
+        spread = 0.04 if rng.random() < 0.85 else 0.3
+        return np.exp(np.interp(since / DAY, noons, rng.normal(0, spread, len(noons))))
+
+    return _metric(rng, times, (since // DAY).astype(int), differ, len(since) // 20)
+
+
+def _metric(
+    rng: np.random.Generator,
+    times: Array,
+    day: NDArray[np.int64],
+    days_differ: Callable[[], Array],
+    window: int,
+) -> tuple[Array, str]:
+    """Normal values at the given minutes, and the name of their family."""
     shape_name = str(rng.choice(list(SHAPES), p=_weights(SHAPE_WEIGHTS)))
     noise_name = str(rng.choice(list(NOISES), p=_weights(NOISE_WEIGHTS)))
     level = _level(rng)
     signal = level * SHAPES[shape_name](rng, times)
-    signal = signal * _days_differ(rng)[day]
+    signal = signal * days_differ()
     if rng.random() < 0.06:
         signal = _regime(rng, signal, window)
     if rng.random() < 0.2:

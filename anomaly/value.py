@@ -748,7 +748,10 @@ def _target(options: argparse.Namespace) -> Path:
     if (options.out is None) == (options.task is None):
         raise ParameterError("give --task ID or --out FILE, one of them")
     if options.out is not None:
-        return Path(options.out)
+        path = Path(options.out)
+        if path.is_dir() or not path.parent.is_dir():
+            raise ParameterError(f"--out must be a file in an existing folder, got {path}")
+        return path
     path = model_path(options.task, options.models)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

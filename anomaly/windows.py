@@ -270,7 +270,10 @@ def read_windows(
     X : ndarray of shape (n, 5 * window + 3)
     y : ndarray of bool of shape (n,), or None
     """
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # empty, ragged, or no text
+        raise DataError(f"{path}: no CSV file of windows: {error}") from None
     missing = [name for name in ("data_c", "data_b", "data_a") if name not in frame]
     if missing:
         raise DataError(

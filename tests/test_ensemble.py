@@ -246,3 +246,24 @@ def test_real_tables_are_ranked(shared_data, name, at_least):
     assert (
         roc_auc_score(y, EnsembleDetector(random_state=0).fit(X).decision_function(X)) > at_least
     )
+
+
+@pytest.mark.parametrize("mode", ["full", "light"])
+@pytest.mark.parametrize("n_columns", [150, 250])
+def test_training_rows_of_wide_tables_keep_their_share_of_anomalies(mode, n_columns):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, n_columns))
+    X[:5] += 3
+    detector = EnsembleDetector(mode, random_state=0).fit(X)
+    scores = detector.decision_function(X)
+    assert abs((scores > 0).mean() - 0.05) < 0.01
+    assert roc_auc_score(np.arange(300) < 5, scores) > 0.98
+    again = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(again.decision_function(X[3:9]), scores[3:9])
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 4])
+@pytest.mark.parametrize("n_columns", [1, 3, 70, 250])
+def test_a_handful_of_rows_is_enough(n_rows, n_columns):
+    X = np.random.default_rng(0).normal(size=(n_rows, n_columns))
+    assert np.isfinite(EnsembleDetector(random_state=0).fit(X).decision_function(X * 3)).all()

@@ -119,3 +119,13 @@ def test_labels_that_cannot_be_read_are_refused(labels, message):
 def test_refused_labels_raise_the_house_error():
     with pytest.raises(DataError):
         small().fit(table()[0], np.full(240, -1))
+
+
+@pytest.mark.parametrize("mark", [None, np.nan, -1])
+def test_one_label_among_missing_ones_of_any_kind(mark):
+    X = np.random.default_rng(0).normal(size=(100, 3))
+    X[:5] += 6
+    y = np.array([1] + [mark] * 99, dtype=object)
+    detector = FewLabelsDetector(random_state=0).fit(X, y)
+    assert detector.n_unlabelled_ == 99
+    assert detector.predict(X)[:5].all()

@@ -26,12 +26,14 @@ from anomaly.kpi_families import (
     SHIFTS,
     grid_injections,
     inject_windows,
+    make_series,
     make_windows,
     step_sigma,
 )
 from anomaly.rate import RateDetector
 from anomaly.value import ValueDetector, _payload, evaluate, main, measure, model_path
 from anomaly.windows import history_groups, read_windows
+from benchmarks import kpi
 from tests.test_features import WINDOWS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -556,3 +558,40 @@ def test_contract_and_mutated_model_files_hold_under_sanitizers(trained, library
         done = subprocess.run(fuzz, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "500 mutants" in done.stdout
+
+
+def test_command_line_looks_at_the_target_before_it_trains(tmp_path, capsys):
+    for out in (tmp_path, tmp_path / "none" / "model"):
+        assert main(["train", "--out", str(out), "--synthetic", "12000"]) == 2
+        assert f"--out must be a file in an existing folder, got {out}" in capsys.readouterr().err
+
+
+def test_series_of_the_families_repeat_and_have_no_gaps():
+    names = set()
+    for seed in range(30):
+        values, name = make_series(3, step=15, random_state=seed)
+        assert values.shape == (288,)
+        assert np.isfinite(values).all()
+        np.testing.assert_array_equal(values, make_series(3, step=15, random_state=seed)[0])
+        names.add(name)
+    assert len(names) > 8
+
+
+def test_segments_start_where_they_are_said_to():
+    rng = np.random.default_rng(0)
+    before = 100 + rng.normal(size=2880)
+    after = before.copy()
+    starts, kinds = kpi.put_segments(rng, after)
+    assert len(starts) == len(kinds) == 3
+    changed = np.flatnonzero(after != before)
+    assert {*starts} <= {*changed}
+    assert not {start - 1 for start in starts} & {*changed}
+    assert 9 <= len(changed) <= 72
+
+
+def test_segments_are_counted_for_three_methods(capsys):
+    index = pd.date_range("2024-01-01", periods=2880, freq="5min")
+    series = [pd.Series(make_series(10, random_state=i)[0], index) for i in range(3)]
+    table = kpi.soon(series, seed=0)
+    assert list(table.columns[0].cells) == ["3 sigma", "training-free", "shipped model"]
+    assert "2484 normal points" in capsys.readouterr().out

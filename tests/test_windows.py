@@ -150,3 +150,9 @@ def test_csv_faults_are_named(tmp_path):
         read(f'{head}"{full}","{full}","{short}",a\n', anomaly="b")
     with pytest.raises(DataError, match="no windows"):
         read(head)
+    for damaged in ("", "a,b\n1,2,3\n1\n1,2,3,4,5\n"):
+        with pytest.raises(DataError, match=r"w\.csv: no CSV file of windows"):
+            read(damaged)
+    path.write_bytes(b"\xff\xfe\x00,\n")
+    with pytest.raises(DataError, match=r"w\.csv: no CSV file of windows"):
+        read_windows(path)

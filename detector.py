@@ -521,8 +521,9 @@ class Detector:
         flagged = np.asarray(fitted.predict(rows)).astype(bool)
         result = rows.assign(score=scores[top], flagged=flagged)
         if isinstance(fitted, Pipeline) and hasattr(fitted[-1], "explain"):
-            shares = fitted[-1].explain(fitted[:-1].transform(rows)).to_numpy()
+            shares = fitted[-1].explain(fitted[:-1].transform(rows)).to_numpy(copy=True)
             origins = np.asarray(fitted[0].origins_)
+            shares[:, (shares == 0).all(axis=0)] = -np.inf  # columns that never vary
             result["because"] = origins[shares.argmax(axis=1)]
         return result
 

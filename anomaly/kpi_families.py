@@ -176,8 +176,8 @@ def make_series(
     (864,)
     """
     rng = np.random.default_rng(random_state)
-    since = np.arange(round(days * DAY / step)) * step
-    times = rng.uniform(0, WEEK) - WEEK + since
+    since = step * np.arange(round(days * DAY / step), dtype=np.float64)
+    times: Array = rng.uniform(0, WEEK) - WEEK + since
     noons = np.arange(0.5, days + 1.5)
 
     def differ() -> Array:

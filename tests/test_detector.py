@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
 
 import detector as detector_module
+from anomaly.ensemble import EnsembleDetector
 from anomaly.errors import DataError
 from anomaly.files import write_aside
 from detector import Detector, confusion_ratios
@@ -408,6 +409,17 @@ def test_command_line_lists_unusual_rows_where_nothing_is_labelled(tmp_path, cap
     assert "width" in first
     assert detector_module.main([str(tmp_path / "plain.csv"), "--report", "r.html"]) == 2
     assert "a report needs anomalies" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:1 constant columns are left out")
+def test_a_column_that_never_varies_is_never_the_reason():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(200, 4)), columns=list("abcd"))
+    frame.iloc[:15] += 4  # unusual in every column at once
+    frame["still"] = 1.0
+    detector = Detector(frame).format()
+    detector.classify(EnsembleDetector(random_state=0))
+    assert "still" not in set(detector.unusual(15)["because"])
 
 
 def test_command_line_writes_a_report_of_few_labels(tmp_path, capsys):

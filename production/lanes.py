@@ -51,7 +51,7 @@ class Limits:
     warm_bytes: int = 512 << 20
     queued: int = 256
     remembered: int = 10_000
-    snapshot_records: int = 500
+    snapshot_records: int = 2000
 
 
 @dataclass

@@ -74,7 +74,6 @@ needed: set ANOMALY_TOKEN (16 characters or more), or bind to 127.0.0.1
     bounds: Bounds = field(default_factory=Bounds)
     limits: Limits = field(default_factory=Limits)
     streams: StreamSettings = field(default_factory=StreamSettings)
-    results: bool = True
     retention_days: float | None = None
     retention_rows: int | None = None
     tokens: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
@@ -151,6 +150,7 @@ def read_settings(given: Mapping[str, Any], config: str | os.PathLike[str] | Non
             f"{config}: there is no setting {unknown[0]!r}; known are "
             f"{', '.join(sorted(known | {'bounds', 'limits', 'streams'}))}"
         )
+    _check_types(table, config)
     options = table | {k: v for k, v in given.items() if v is not None}
     for name in ("models", "state"):
         if name in options:
@@ -158,6 +158,15 @@ def read_settings(given: Mapping[str, Any], config: str | os.PathLike[str] | Non
     settings = replace(Settings(**parts), **options)
     settings.check()
     return settings
+
+
+def _check_types(table: Mapping[str, Any], config: Any) -> None:
+    wanted: dict[str, tuple[type, ...]] = {"port": (int,), "retention_rows": (int,)}
+    wanted["retention_days"] = (int, float)
+    for key, value in table.items():
+        kinds = wanted.get(key, (str,))
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ParameterError(f"{config}: {key} must be {kinds[-1].__name__}, got {value!r}")
 
 
 def _part(kind: Any, table: Mapping[str, Any], name: str) -> Any:

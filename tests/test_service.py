@@ -533,6 +533,7 @@ def test_settings_file_is_read_and_its_faults_named(tmp_path):
     assert read_settings({"port": 1}, path).port == 1
     for text, named in (
         ("prt = 1", "'prt'"),
+        ("port = true", "port must be int"),
         ("[bounds]\nrows = 0", "rows must be"),
         ("=", "toml"),
     ):

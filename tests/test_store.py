@@ -286,6 +286,23 @@ def test_gone_database_is_a_clear_error_and_comes_back_without_restart(tmp_path)
         assert base.exists()
 
 
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_connections_cut_by_the_server_are_made_anew(url, tmp_path):
+    with client_of(tmp_path, database=url) as client:
+        assert client.post("/PredictValue", json=EXAMPLE).json()["code"] == 0
+        other = Store(url)
+        with other.engine.begin() as connection:
+            connection.execute(
+                sa.text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        other.close()
+        assert client.post("/PredictValue", json=EXAMPLE).json()["code"] == 0
+        assert ask(client, "/SearchAnomaly")["data"]["totalCount"] == 2
+
+
 def test_unreachable_database_is_named_at_the_start(tmp_path):
     for url in ("postgresql://nobody@127.0.0.1:1/x", "no url", "oracle://x", "mysql+nope://x"):
         with pytest.raises(ParameterError, match="--database"):

@@ -183,7 +183,7 @@ def _grid(series: pd.Series, step: str | pd.Timedelta | None, duplicates: str) -
     gaps = gaps[gaps > pd.Timedelta(0)]
     if step is None and gaps.empty:
         raise DataError("series holds a single time")
-    width = pd.Timedelta(step) if step is not None else gaps.mode().iloc[0]
+    width = pd.Timedelta(step) if step is not None else _commonest(gaps)
     if not width > pd.Timedelta(0):
         raise ParameterError(f"step must be above 0, got {width}")
     place = np.rint(np.asarray((series.index - start) / width)).astype(np.int64)
@@ -198,6 +198,17 @@ def _grid(series: pd.Series, step: str | pd.Timedelta | None, duplicates: str) -
     values = np.full(int(place[-1]) + 1, np.nan)
     values[single.index.to_numpy()] = single.to_numpy()
     return _Grid(start, width, values)
+
+
+def _commonest(gaps: pd.Series) -> pd.Timedelta:
+    counts = gaps.value_counts()
+    width, share = pd.Timedelta(counts.index[0]), counts.iloc[0] / len(gaps)
+    if share < 0.2 and len(gaps) > 10:
+        raise DataError(
+            f"no distance between points is common: the commonest, {width}, is {share:.0%} of "
+            f"them; name the step"
+        )
+    return width
 
 
 def _shifted(times: pd.DatetimeIndex, span: pd.Timedelta, calendar: str) -> pd.DatetimeIndex:

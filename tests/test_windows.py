@@ -156,3 +156,13 @@ def test_csv_faults_are_named(tmp_path):
     path.write_bytes(b"\xff\xfe\x00,\n")
     with pytest.raises(DataError, match=r"w\.csv: no CSV file of windows"):
         read_windows(path)
+
+
+def test_times_without_a_common_distance_want_a_step():
+    series = hours()
+    late = np.random.default_rng(0).integers(0, 600, len(series))
+    late[0] = 0
+    series.index += pd.to_timedelta(late, "s")
+    with pytest.raises(DataError, match=r"no distance between points is common.*name the step"):
+        cut(series, 12)
+    np.testing.assert_array_equal(cut(series, 12, step="1h"), cut(hours(), 12))

@@ -331,7 +331,7 @@ def test_a_header_alone_is_an_empty_table():
         ("a,b\n1,2\n", {"columns": {"a": "x", "b": "x"}}, "two columns would be called 'x'"),
         ("a,duplicate\n1,2\n", {}, "'duplicate' is kept for the flag"),
         ("class,b\nu,2\n", {"class_value": "v"}, "given and a column is called 'class'"),
-        ("a,y\n1,good\n2,bad\n", {"label": "y"}, "'y' holds 'bad', 'good'; say with anomalies="),
+        ("a,y\n1,good\n2,bad\n", {"label": "y"}, "'y' holds 'bad', 'good'; say with anomalies "),
     ],
 )  # fmt: skip
 def test_a_fault_in_the_data_is_named(text, options, message):

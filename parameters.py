@@ -76,6 +76,7 @@ DEFAULTS: dict[str, Any] = {
     "classifier": None,
     "grid": "small",
     "cv": 5,
+    "order": "random",
     "seed": 0,
     "scoring": "f1",
     "search": "grid",
@@ -124,6 +125,11 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("--search", choices=list(SEARCHES), help="way through the grid")
     search.add_argument("--trials", type=int, metavar="N", help="of --search optuna")
     search.add_argument("--cv", type=int, metavar="K", help="folds (default 5)")
+    search.add_argument(
+        "--order",
+        choices=["random", "time"],
+        help="time: rows are a series; every fold trains on the past of what it is tried on",
+    )
     search.add_argument("--scoring", choices=list(SCORINGS), help="what to maximise (default f1)")
     search.add_argument(
         "--mean-of-best",
@@ -251,7 +257,14 @@ def load(job: Mapping[str, Any]) -> detector.Detector:
         wanted = 1000
     if wanted:
         rows.inject(wanted, job["strategy"])
-    return rows.format(job["seed"])
+    return rows.format(job["seed"], order=job["order"])
+
+
+def folds(job: Mapping[str, Any]) -> Any:
+    """The folds of a job: their number, or a splitter that keeps the order of time."""
+    from sklearn.model_selection import TimeSeriesSplit
+
+    return TimeSeriesSplit(job["cv"]) if job["order"] == "time" else job["cv"]
 
 
 def begin_run(arguments: argparse.Namespace, job: dict[str, Any]) -> RunFolder:
@@ -300,7 +313,7 @@ def tune_one(
     rows.tune_parameters(
         family(name).make(),
         grid,
-        cv=job["cv"],
+        cv=folds(job),
         n_jobs=n_jobs,
         scoring=job["scoring"],
         search=job["search"],
@@ -324,7 +337,7 @@ def mean_of_best(
         rows.ytrain.to_numpy().astype(int),
         n_best=job["mean_of_best"],
         prepare=rows.encoder(),
-        cv=job["cv"],
+        cv=folds(job),
         scoring=job["scoring"],
         random_state=job["seed"],
         refit=False,
@@ -403,7 +416,7 @@ def show_estimates(
             rows.xtrain,
             rows.ytrain.to_numpy().astype(int),
             prepare=rows.encoder(),
-            cv=job["cv"],
+            cv=folds(job),
             random_state=job["seed"],
         )
         counts = cost.n_candidates, cost.n_distinct, cost.n_fits, cost.n_units

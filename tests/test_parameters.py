@@ -133,6 +133,33 @@ def test_a_users_classifier_is_tuned_by_its_import_path(place, capsys):
     ]
 
 
+def test_folds_in_time_order_train_on_the_past_of_what_they_are_tried_on(place, capsys):
+    job = parameters.DEFAULTS | {"data": "table.csv", "label": "bad", "order": "time", "cv": 2}
+    rows = parameters.load(job)
+    assert list(rows.train_rows) == sorted(rows.train_rows)
+    assert max(rows.train_rows) < min(rows.test_rows)
+    splits = list(parameters.folds(job).split(rows.xtrain))
+    assert len(splits) == 2
+    assert all(train.max() < test.min() for train, test in splits)
+
+
+def test_stream_detectors_are_tuned_by_name_over_time(place, capsys):
+    rng = np.random.default_rng(0)
+    series = pd.DataFrame({"x": np.sin(np.arange(900) / 9) + rng.normal(0, 0.05, 900), "bad": 0})
+    for spot in (380, 620, 860):
+        series.loc[spot : spot + 3, ["x", "bad"]] = [9.0, 1]
+    series.loc[::2, "x"] += 0.01
+    series.to_csv("series.csv", index=False)
+    Path("stream.toml").write_text("[tile]\nlearning_period = [60, 90]\n[htm]\nskip = [0.8]\n")
+    given = ["--data", "series.csv", "--label", "bad", "--grid", "stream.toml", "--cv", "2"]
+    names = ["--classifier", "tile", "--classifier", "htm"]
+    assert parameters.main([*given, *names, "--order", "time", "--run", "t"]) == 0
+    assert "TileDetector" in capsys.readouterr().out
+    assert json.loads(Path("params/t/run.json").read_text())["job"]["order"] == "time"
+    assert len(Path("params/t.out").read_text().splitlines()) == 6
+    assert parameters.main(["evaluate", "t"]) == 0
+
+
 def test_dry_run_counts_and_leaves_nothing_behind(place, capsys):
     assert parameters.main([*arguments("dry"), "--dry-run", "--n-jobs", "2"]) == 0
     out = capsys.readouterr().out

@@ -101,6 +101,8 @@ FAMILIES: dict[str, Family] = {
         Family("budget", "anomaly.threshold.BudgetDetector"),
         Family("value", "anomaly.value.ValueDetector"),
         Family("rate", "anomaly.rate.RateDetector"),
+        Family("tile", "anomaly.tiles.TileDetector"),
+        Family("htm", "anomaly.htm.HTMDetector", {"cells_per_column": 1, "prediction_steps": ()}),
         _outlier("isolation_forest", "sklearn.ensemble.IsolationForest"),
         _outlier("local_outlier_factor", "sklearn.neighbors.LocalOutlierFactor"),
         _outlier("one_class_svm", "sklearn.svm.OneClassSVM"),
@@ -130,8 +132,8 @@ def family(name: str) -> Family:
     anomaly.errors.ParameterError: unknown classifier 'adabost', did you mean 'adaboost'? Known: \
 adaboost, mlp, linear_svc, rbf_svc, random_forest, extra_trees, gradient_boosting, \
 hist_gradient_boosting, xgboost, knn, logistic_regression, kernel_density, ensemble, few_labels, \
-mean_of_best, budget, value, rate, isolation_forest, local_outlier_factor, one_class_svm, \
-elliptic_envelope; or an import path, package.module.Class
+mean_of_best, budget, value, rate, tile, htm, isolation_forest, local_outlier_factor, \
+one_class_svm, elliptic_envelope; or an import path, package.module.Class
     """
     if name in FAMILIES:
         return FAMILIES[name]

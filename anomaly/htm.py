@@ -97,10 +97,13 @@ class HTMDetector(StreamDetector):
     max_segments : int or None, default=None
         Segments of the whole memory; the least recently used one makes room.
         None means one per column with one cell each, else two per column: enough
-        for the benchmark, and few enough that a record costs the same for ever.
+        for the benchmark.
         Long sequences of many cells need more.
-    max_segments_per_cell : int, default=128
-        The same for a cell.
+    max_segments_per_cell : int or None, default=None
+        The same for a cell. None means three with one cell per column, else one:
+        it is what keeps the cost of a record flat, as a noisy stream would else
+        crowd the same cells with segments that all match. More of them tell
+        sequences of many shared values apart better. For htm.core None means 128.
     prediction_steps : sequence of int, default=(1,)
         How many records ahead values are predicted.
     prediction_rate : float, default=0.05
@@ -182,7 +185,7 @@ class HTMDetector(StreamDetector):
         "decrement": [Interval(Real, 0, 0.5, closed="both")],
         "punishment": [Interval(Real, 0, 0.5, closed="both")],
         "max_segments": [Interval(Integral, 1, 65535, closed="both"), None],
-        "max_segments_per_cell": [Interval(Integral, 1, 65535, closed="both")],
+        "max_segments_per_cell": [Interval(Integral, 1, 65535, closed="both"), None],
         "prediction_steps": ["array-like"],
         "prediction_rate": [Interval(Real, 0, 1, closed="both")],
         "window_size": [Interval(Integral, 1, 64, closed="both")],
@@ -228,7 +231,7 @@ class HTMDetector(StreamDetector):
         decrement: float = 0.008,
         punishment: float = 0.001,
         max_segments: int | None = None,
-        max_segments_per_cell: int = 128,
+        max_segments_per_cell: int | None = None,
         prediction_steps: Sequence[int] = (1,),
         prediction_rate: float = 0.05,
         window_size: int = 10,
@@ -359,7 +362,11 @@ class HTMDetector(StreamDetector):
         self._check_sizes(n_fields)
         mode, low, high = self._range()
         rest, period = self.rest_period, self.range_period
-        segments = self.max_segments or self.n_columns * (1 if self.cells_per_column == 1 else 2)
+        alone = self.cells_per_column == 1
+        segments = self.max_segments or self.n_columns * (1 if alone else 2)
+        segments_per_cell = self.max_segments_per_cell or (
+            128 if self.backend == "htm.core" else 3 if alone else 1
+        )
         options = {
             "n_fields": n_fields,
             "bits": self.n_bits,
@@ -384,7 +391,7 @@ class HTMDetector(StreamDetector):
             "decrement": _steps(self.decrement),
             "punishment": _steps(self.punishment),
             "max_segments": segments,
-            "max_segments_per_cell": self.max_segments_per_cell,
+            "max_segments_per_cell": segments_per_cell,
             "rows": 1024,
             "horizons": self._horizons(),
             "rate": self.prediction_rate,

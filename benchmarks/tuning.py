@@ -53,7 +53,7 @@ SLICES: dict[str, list[dict[str, list[Any]]]] = {
     "xgboost": [{"n_estimators": list(range(4, 101, 4)), "n_jobs": [1]}],
     "hist_gradient_boosting": [{"max_iter": list(range(4, 61, 4))}],
 }
-DEFAULT = {"adaboost": 2, "gradient_boosting": 1, "knn": 1, "random_forest": 1, "xgboost": 1}
+DEFAULT = {"adaboost": 1, "gradient_boosting": 1, "knn": 1, "random_forest": 1, "xgboost": 1}
 
 
 def load_rows(data: str) -> Detector:

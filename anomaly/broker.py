@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import ssl
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +12,7 @@ from urllib.parse import urlsplit
 
 from anomaly.errors import ParameterError, require
 
-__all__ = ["Broker", "parse"]
+__all__ = ["Broker", "parse", "why_no_connection"]
 
 # Secrets come from the environment only: an argument can be read by every user of a machine.
 USERNAME, PASSWORD = "MQTT_USERNAME", "MQTT_PASSWORD"
@@ -63,10 +65,26 @@ class Broker:
         if self.username is not None:
             client.username_pw_set(self.username, self.password)
         if self.tls:
-            client.tls_set(self.ca_file, self.cert_file, self.key_file)
+            self._encrypt(client)
         client.reconnect_delay_set(min_delay=1, max_delay=60)
         client.max_queued_messages_set(LARGEST_QUEUE)
         return client
+
+    def _encrypt(self, client: Any) -> None:
+        named = {CA_FILE: self.ca_file, CERT_FILE: self.cert_file, KEY_FILE: self.key_file}
+        if self.key_file and not self.cert_file:
+            raise ParameterError(f"broker: {KEY_FILE} is set without its {CERT_FILE}")
+        for name, path in named.items():
+            try:
+                if path:
+                    open(path, "rb").close()
+            except OSError as error:
+                raise ParameterError(f"broker: {name}: {error}") from None
+        try:
+            client.tls_set(*(path or None for path in named.values()))
+        except (ssl.SSLError, ValueError) as error:
+            given = ", ".join(f"{name}={path}" for name, path in named.items() if path)
+            raise ParameterError(f"broker: no usable certificates in {given}: {error}") from None
 
     def connect(self, client: Any, *, persistent: bool = False) -> None:
         """Begin to connect; the client's loop does the rest, again and again."""
@@ -78,6 +96,11 @@ class Broker:
             connecting.SessionExpiryInterval = SESSION_S if persistent else 0
             options = {"clean_start": not persistent, "properties": connecting}
         client.connect_async(self.host, self.port, keepalive=KEEPALIVE_S, **options)
+
+
+def why_no_connection() -> str:
+    """Say what went wrong; for ``on_connect_fail``, which paho calls without a reason."""
+    return str(sys.exc_info()[1] or "it cannot be reached")
 
 
 def parse(

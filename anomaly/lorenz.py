@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.broker import Broker, parse
+from anomaly.broker import Broker, parse, why_no_connection
 from anomaly.errors import AnomalyError, ParameterError
 from anomaly.files import write_aside
 
@@ -146,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
+        _check_numbers(options)
         rig = Rig(
             fraction_of(options.state),
             [switch_of(text) for text in options.switch],
@@ -163,6 +164,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if not 0 <= options.seconds * options.rate < float("inf"):
+        raise ParameterError(
+            f"seconds, rate: must be finite and 0 at least, got {options.seconds}, {options.rate}"
+        )
+    if options.batch < 1:
+        raise ParameterError(f"batch: must be 1 at least, got {options.batch}")
 
 
 def fraction_of(state: str) -> float:
@@ -259,19 +269,26 @@ def publish(rig: Rig, broker: Broker, options: argparse.Namespace) -> None:
     client = broker.client(options.client_id, persistent=bool(options.client_id))
     topics = _topics(options)
     connected = threading.Event()
+    reasons: list[str] = []
 
     def on_connect(client: Any, _data: Any, _flags: Any, reason: Any, _more: Any) -> None:
         if not reason.is_failure:
             client.subscribe(topics["commands"], qos=1)
             connected.set()
+        else:
+            reasons.append(str(reason))
 
     client.on_connect = on_connect
+    client.on_connect_fail = lambda *_: reasons.append(why_no_connection())
     client.on_message = lambda client, _data, message: _obey(rig, client, message, topics)
     broker.connect(client, persistent=bool(options.client_id))
     client.loop_start()
     try:
         if not connected.wait(CONNECT_S):
-            raise ParameterError(f"mqtt: {broker!r} did not answer within {CONNECT_S:.0f} s")
+            why = f": {reasons[-1]}" if reasons else ""
+            raise ParameterError(
+                f"mqtt: {broker!r} did not let in this device within {CONNECT_S:.0f} s{why}"
+            )
         _send(rig, client, topics["out"], options)
     finally:
         client.disconnect()
@@ -280,10 +297,12 @@ def publish(rig: Rig, broker: Broker, options: argparse.Namespace) -> None:
 
 def _topics(options: argparse.Namespace) -> dict[str, str]:
     if options.preset is None:
+        if not options.topic or set("+#\0") & set(options.topic):
+            raise ParameterError(f"topic: a name without + and # is needed, got {options.topic!r}")
         return {"out": options.topic, "commands": f"{options.topic}/cmd/+", "confirm": ""}
     kind, _, identity = options.preset.partition(":")
     type_, _, identity = identity.partition("/")
-    if kind != "iot-2" or not type_ or not identity:
+    if kind != "iot-2" or not type_ or not identity or set("+#/\0") & set(type_ + identity):
         raise ParameterError(f"preset: iot-2:TYPE/ID is needed, got {options.preset!r}")
     return {
         "out": IOT_2.format(type=type_, id=identity, kind="evt", name="osc"),
@@ -294,11 +313,13 @@ def _topics(options: argparse.Namespace) -> dict[str, str]:
 
 def _obey(rig: Rig, client: Any, message: Any, topics: dict[str, str]) -> None:
     """Commands ``switch`` (to the other state) and ``to_healthy``."""
-    words = message.topic.split("/")
-    if "switch" in words:
+    command = message.topic.split("/")[topics["commands"].split("/").index("+")]
+    if command == "switch":
         rig.fraction = 0.0 if rig.fraction else 1.0
-    elif "to_healthy" in words:
+    elif command == "to_healthy":
         rig.fraction = 0.0
+    else:
+        return
     if topics["confirm"]:
         client.publish(topics["confirm"], json.dumps({"state": rig.fraction}), qos=1)
 

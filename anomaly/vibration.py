@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from anomaly.base import Interval
+from anomaly.errors import DataError
 from anomaly.waveform import WindowDetector, Windows, cut, tail_threshold
 
 __all__ = ["VibrationDetector"]
@@ -111,7 +112,10 @@ class VibrationDetector(WindowDetector):
             return
         if not hasattr(self, "_collected"):
             self._collected: list[list[float]] = []
-        self._collected.append([float(value) for value in x])
+        values = np.asarray(x, dtype=float)
+        n_channels = len(self._collected[0]) if self._collected else len(values)
+        _check_samples(values, n_channels)
+        self._collected.append(values.tolist())
         if len(self._collected) >= self.learn_size:
             collected, self._collected = self._collected, []
             self.fit(np.array(collected))
@@ -128,10 +132,18 @@ class VibrationDetector(WindowDetector):
         float
             Logarithm of the smoothed residual over its threshold; 0.0 at most
             until the model is fitted and ``order`` samples have come.
+
+        Raises
+        ------
+        DataError
+            If the sample is not finite or has other channels. It is left out: one
+            NaN taken would hide all that follows.
         """
         if not hasattr(self, "coefficients_"):
             return 0.0
-        scaled = (np.asarray(x, dtype=float) - self.mean_) / self.scale_
+        values = np.asarray(x, dtype=float)
+        _check_samples(values, len(self.mean_))
+        scaled = (values - self.mean_) / self.scale_
         recent = self._stream()
         if len(recent) == self.order:
             lags = np.concatenate([*reversed(recent), [1.0]])
@@ -154,6 +166,7 @@ class VibrationDetector(WindowDetector):
         values = np.asarray(X, dtype=float)
         if not hasattr(self, "coefficients_"):
             return np.zeros(len(values))
+        _check_samples(values, len(self.mean_))
         recent = self._stream()
         scaled = self._scale(values)
         signal = np.concatenate([np.reshape(recent, (-1, values.shape[1])), scaled])
@@ -314,6 +327,13 @@ class VibrationDetector(WindowDetector):
             level += self.smoothing * (float(square) - level)
             levels.append(level)
         return np.array(levels or [level])
+
+
+def _check_samples(values: NDArray[np.float64], n_channels: int) -> None:
+    if values.shape[-1:] != (n_channels,):
+        raise DataError(f"X: samples of {n_channels} channels are needed, got {values.shape}")
+    if not np.isfinite(values).all():
+        raise DataError("X: samples must be finite numbers, got NaN or infinity")
 
 
 def _typical(powers: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

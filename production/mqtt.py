@@ -17,6 +17,7 @@ import http.server
 import json
 import logging
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -25,9 +26,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from anomaly.broker import Broker, parse
+from anomaly.broker import Broker, parse, why_no_connection
 from anomaly.errors import AnomalyError, DataError, ParameterError
 from anomaly.files import write_aside
 from anomaly.vibration import VibrationDetector
@@ -70,16 +72,25 @@ class Route:
     plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
+        filters = {"subscribe": self.subscribe, "reset": self.reset}
+        for name, text in filters.items():
+            if text is not None:
+                _check_filter(name, text)
+        n_levels = min(text.split("/").count("+") for text in filters.values() if text is not None)
         for pattern in (self.publish, self.alert, self.status):
             if pattern is None:
                 continue
             try:
-                sample = pattern.format(*"abcdefgh", device="device")
-            except (IndexError, KeyError, ValueError):
+                sample = pattern.format(*"a" * n_levels, device="device")
+            except (AttributeError, IndexError, KeyError, ValueError):
                 raise ParameterError(
-                    f"publish: only {{device}}, {{0}}, {{1}}, … may stand in braces, "
-                    f"got {pattern!r}"
+                    f"publish: only {{device}} and one of {{0}}, {{1}}, … for each + of the "
+                    f"filter may stand in braces, got {pattern!r} and {self.subscribe!r}"
                 ) from None
+            if not sample or set("+#\0") & set(sample):
+                raise ParameterError(
+                    f"publish: a topic without + and # is needed, got {pattern!r}"
+                )
             if levels(self.subscribe, sample) is not None:
                 raise ParameterError(
                     f"publish: {pattern!r} is itself within subscribe={self.subscribe!r}; "
@@ -129,15 +140,20 @@ def read_settings(path: str | Path) -> Settings:
     try:
         with open(path, "rb") as file:
             tables = tomllib.load(file)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path}: not TOML: {error}") from None
     _only_known(tables, {"broker", "runner", "watch"}, str(path))
     place = tables.get("broker", {})
     _only_known(place, {"url", "version"}, f"{path}: [broker]")
+    _typed(place, {"url": str, "version": str}, f"{path}: [broker]")
     runner = tables.get("runner", {})
     known = {f.name for f in fields(Settings)} - {"broker", "routes"}
     _only_known(runner, known, f"{path}: [runner]")
-    routes = tuple(_route(table, f"{path}: [[watch]]") for table in tables.get("watch", ()))
+    _typed(runner, get_type_hints(Settings), f"{path}: [runner]")
+    watched = tables.get("watch", [])
+    if not isinstance(watched, list):
+        raise ParameterError(f"{path}: watch must be tables [[watch]], got {watched!r:.80}")
+    routes = tuple(_route(table, f"{path}: [[watch]]") for table in watched)
     if not routes:
         raise ParameterError(f"{path}: at least one [[watch]] is needed, got none")
     broker = parse(place.get("url", "mqtt://localhost"), version=place.get("version", "3.1.1"))
@@ -148,6 +164,7 @@ def _route(table: Mapping[str, Any], where: str) -> Route:
     of_plan = {f.name for f in fields(Plan)}
     of_route = {f.name for f in fields(Route)} - {"plan"}
     _only_known(table, of_plan | of_route | {"preset"}, where)
+    _typed(table, get_type_hints(Route) | get_type_hints(Plan) | {"preset": str}, where)
     planned = {name: table[name] for name in table if name in of_plan}
     if "fields" in planned:
         planned["fields"] = tuple(planned["fields"])
@@ -162,7 +179,39 @@ def _route(table: Mapping[str, Any], where: str) -> Route:
     return Route(**given, plan=plan)
 
 
+def _check_filter(name: str, text: str) -> None:
+    parts = text.split("/")
+    misplaced = any(len(part) > 1 and set("+#") & set(part) for part in parts)
+    if not text or "\0" in text or misplaced or "#" in parts[:-1]:
+        raise ParameterError(
+            f"{name}: a topic filter is needed, with + as a whole level and # as the last one, "
+            f"got {text!r}"
+        )
+
+
+def _typed(table: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    """Refuse values of another type than the field they are for."""
+    for name, value in table.items():
+        hint = hints[name]
+        options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = {get_origin(option) or option for option in options}
+        if kinds & {tuple}:
+            fits = isinstance(value, list | tuple) and all(type(item) is str for item in value)
+        else:
+            fits = type(value) in kinds or (float in kinds and type(value) is int)
+        if not fits:
+            wanted = ", ".join(
+                {"str": "a string", "int": "a whole number", "float": "a number"}.get(
+                    kind.__name__, "true or false" if kind is bool else "a list of strings"
+                )
+                for kind in kinds - {type(None)}
+            )
+            raise ParameterError(f"{where}: {name} must be {wanted}, got {value!r:.80}")
+
+
 def _only_known(table: Mapping[str, Any], known: set[str], where: str) -> None:
+    if not isinstance(table, Mapping):
+        raise ParameterError(f"{where}: a table of keys is needed, got {table!r:.80}")
     for name in table:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -299,7 +348,7 @@ def _filled(pattern: str, matched: list[str], device: str) -> str:
 def _template(route: Route) -> tuple[WindowDetector, bool]:
     """The detector each device of a route starts with, and whether it is fitted."""
     if route.detector is None:
-        return VibrationDetector(), False
+        return _fits_window(VibrationDetector(), route), False
     classifier = load(route.detector)
     detector = classifier.pipeline.steps[-1][1]
     if not isinstance(detector, WindowDetector):
@@ -312,7 +361,16 @@ def _template(route: Route) -> tuple[WindowDetector, bool]:
             f"fields: {route.detector} was fitted to {', '.join(classifier.columns)}, "
             f"got {', '.join(route.plan.fields)}"
         )
-    return detector, True
+    return _fits_window(detector, route), True
+
+
+def _fits_window(detector: WindowDetector, route: Route) -> WindowDetector:
+    if route.plan.window < detector.window_size:
+        raise ParameterError(
+            f"window: the detector judges {detector.window_size} samples at once, "
+            f"so a window has at least as many, got {route.plan.window}"
+        )
+    return detector
 
 
 # ---- the inbox
@@ -391,6 +449,8 @@ class Runner:
         self._epoch = 0
         self._sent = self._delivered = 0
         self._greetings: set[int] = set()
+        self._trouble: str | None = None
+        self._refused = False
         self._journal = Journal(settings.state, sync=settings.sync) if settings.state else None
         self._results = Results(settings.store) if settings.store else None
         self._will = f"anomaly/{settings.client_id}/runner"
@@ -536,6 +596,7 @@ class Runner:
         )
         client.will_set(self._will, "lost", qos=1, retain=True)
         client.on_connect = self._on_connect
+        client.on_connect_fail = lambda *_: self._say_once(why_no_connection())
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
@@ -553,8 +614,10 @@ class Runner:
 
     def _on_connect(self, client: Any, _data: Any, _flags: Any, reason: Any, _more: Any) -> None:
         if reason.is_failure:
-            log.error("%r refused the connection: %s", self.settings.broker, reason)
+            self._refused = True
+            self._say_once(f"it refused the connection: {reason}")
             return
+        self._trouble = None
         self._epoch += 1
         self.inbox.renew()
         self.connected = True
@@ -573,8 +636,17 @@ class Runner:
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _m: Any) -> None:
         was_connected, self.connected = self.connected, False
+        refused, self._refused = self._refused, False
         if was_connected and not self.stopping.is_set():
             log.warning("disconnected from %r: %s", self.settings.broker, reason)
+        elif not refused and not self.stopping.is_set():
+            self._say_once("it hung up before it answered; does it want TLS or a certificate?")
+
+    def _say_once(self, trouble: str) -> None:
+        """One line for each new reason, however often the connection is tried."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            log.error("no connection to %r: %s; trying again", self.settings.broker, trouble)
 
     def _on_message(self, client: Any, _data: Any, message: Any) -> None:
         if message.retain:  # an old sample, kept for newcomers
@@ -648,7 +720,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, lambda *_: runner.stopping.set())
         runner.run()
-    except (AnomalyError, OSError) as error:
+    except (AnomalyError, OSError, sqlite3.Error) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     return 0

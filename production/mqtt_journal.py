@@ -54,7 +54,10 @@ class Journal:
 
     def __init__(self, folder: str | os.PathLike[str], *, sync: bool = False) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except FileExistsError:
+            raise StateError(f"{self.folder}: a folder is needed, this is a file") from None
         found = self.folder.stat()
         if found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise StateError(

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from anomaly.errors import ParameterError
 from production.devices import Device
 
 __all__ = ["Results", "draw"]
@@ -32,10 +33,13 @@ class Results:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._connection = sqlite3.connect(path, check_same_thread=False)
-        with self._connection as connection:
-            connection.execute("pragma journal_mode=wal")
-            connection.execute(_TABLE)
+        try:
+            self._connection = sqlite3.connect(path, check_same_thread=False)
+            with self._connection as connection:
+                connection.execute("pragma journal_mode=wal")
+                connection.execute(_TABLE)
+        except sqlite3.Error as error:
+            raise ParameterError(f"store: {path}: {error}") from None
 
     def write(self, answers: Iterable[Mapping[str, Any]]) -> None:
         """Write answers about windows; others are passed over."""

@@ -267,3 +267,17 @@ def test_wrong_number_of_channels_is_refused(detector):
 def test_no_healthy_sample_is_refused():
     with pytest.raises(DataError, match="at least one sample healthy"):
         VibrationDetector().fit(np.zeros((2, 100, 3)), [1, 1])
+
+
+@pytest.mark.parametrize("odd", [[1.0, np.nan, 2.0], [1.0, np.inf, 2.0], [1.0, 2.0]])
+def test_a_sample_that_is_no_sample_is_refused_and_leaves_no_trace(odd):
+    healthy = simulate(3500, noise=0.02, random_state=0)[500:]
+    detector, other = VibrationDetector().fit(healthy), VibrationDetector().fit(healthy)
+    detector.score_many(healthy[:20])
+    other.score_many(healthy[:20])
+    for refused in (lambda: detector.score_one(odd), lambda: detector.score_many([odd])):
+        with pytest.raises(DataError, match="X: samples"):
+            refused()
+    assert detector.score_one(healthy[20]) == other.score_one(healthy[20])
+    with pytest.raises(DataError, match="finite"):
+        VibrationDetector().learn_one([1.0, np.nan, 2.0])

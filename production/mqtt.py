@@ -45,6 +45,7 @@ log = logging.getLogger("production.mqtt")
 
 MOST_AT_ONCE = 1000  # messages per turn of the worker
 MOST_DEVICES = 10_000
+FEWEST_LEARNT = 10  # windows of a detector; learnt from one, it alarms on most healthy ones
 QUEUE_FULL = 15  # of paho: more answers wait for the broker than the client keeps
 RENEWAL_S = 5.0  # least time between connections made anew for messages held back
 JOURNAL_BYTES = 64 << 20  # a longer journal is replaced by a snapshot
@@ -348,7 +349,15 @@ def _filled(pattern: str, matched: list[str], device: str) -> str:
 def _template(route: Route) -> tuple[WindowDetector, bool]:
     """The detector each device of a route starts with, and whether it is fitted."""
     if route.detector is None:
-        return _fits_window(VibrationDetector(), route), False
+        detector = _fits_window(VibrationDetector(), route)
+        wanted = FEWEST_LEARNT * detector.window_size
+        if route.plan.learn * route.plan.window < wanted:
+            raise ParameterError(
+                f"learn: {wanted} samples at least are needed to tell healthy from not, got "
+                f"learn={route.plan.learn} windows of {route.plan.window}; "
+                f"learn={-(-wanted // route.plan.window)} is enough"
+            )
+        return detector, False
     classifier = load(route.detector)
     detector = classifier.pipeline.steps[-1][1]
     if not isinstance(detector, WindowDetector):

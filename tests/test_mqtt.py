@@ -345,6 +345,12 @@ def test_a_window_shorter_than_the_detectors_is_refused(detector_file):
             Watch([Route("a/+", detector=detector, plan=Plan(window=99))])
 
 
+def test_learning_from_too_little_is_refused():
+    with pytest.raises(ParameterError, match=r"learn=3 windows of 300; learn=4 is enough"):
+        Watch([Route("a/+", plan=Plan(window=300, learn=3))])
+    assert Watch([Route("a/+", plan=Plan(window=300, learn=4))]).devices == {}
+
+
 def test_the_command_line_reports_mistakes_without_a_traceback(tmp_path, capsys):
     assert main(["--subscribe", "a/+", "--detector", str(tmp_path / "none.clf")]) == 2
     assert main([]) == 2

@@ -89,8 +89,10 @@ def check_window(given: Any, longest: int) -> str:
         text = given.get(name)
         if text is None:
             return f"{name} is missing"
-        if isinstance(text, bool) or not isinstance(text, str | int) or not str(text).strip():
+        if isinstance(text, bool) or not isinstance(text, str | int):
             return f"{name} must be a text"
+        if not str(text).strip():
+            return f"{name} can not be empty"
         if len(str(text)) > 255:
             return f"{name} must have 255 characters at most"
     for name in ("window", "time", "dataC", "dataB", "dataA"):

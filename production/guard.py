@@ -7,6 +7,7 @@ import base64
 import binascii
 import hmac
 import logging
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,6 +37,9 @@ _HEADERS = [
         b"img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     ),
 ]
+
+_READ_OFF = 4  # of a body too long, as a multiple of the longest allowed
+_READ_OFF_S = 2.0
 
 
 class Guard:
@@ -71,6 +75,7 @@ class Guard:
         self.in_flight += 1
         try:
             self._admit(scope)
+            await self._refuse_long(scope, receive)
             await self.app(scope, self._bounded(scope, receive), answer)
         except RequestError as fault:
             self.metrics.refused(fault.kind)
@@ -97,9 +102,21 @@ class Guard:
                 kind="too_many_requests",
                 retry_after_s=1,
             )
-        length = headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and int(length[:20]) > self._longest:
-            raise self._too_long()
+
+    async def _refuse_long(self, scope: Scope, receive: Receive) -> None:
+        """Refuse a body said to be too long; read it off, so that its sender gets the answer."""
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit() or int(length[:20]) <= self._longest:
+            return
+        left = 0 if b"expect" in headers else _READ_OFF * self._longest
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_READ_OFF_S):
+                while left > 0:
+                    message = await receive()
+                    more = message.get("more_body", False)
+                    left = left - len(message.get("body", b"")) if more else 0
+        raise self._too_long()
 
     def _check_origin(self, scope: Scope, headers: dict[str, str]) -> None:
         """A web page elsewhere must not speak through a visitor's browser."""

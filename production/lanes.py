@@ -295,7 +295,7 @@ class Lane(threading.Thread):
         gaps = stream.counts["gap"]
         answer = stream.apply(record)
         self.journal.append(number, record, answer)
-        if stream.counts["gap"] > gaps:
+        if stream.counts["gap"] > gaps and status == "scored":
             status = "gap"
         return {**answer, "status": status}
 

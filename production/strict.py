@@ -153,6 +153,8 @@ def checked_id(text: Any, name: str = "id") -> str:
     >>> checked_id("boiler-7.in")
     'boiler-7.in'
     """
+    if text is None:
+        raise RequestError(422, f"{name} is missing")
     if not isinstance(text, str) or not _ID.fullmatch(text) or text in (".", ".."):
         raise RequestError(
             422,

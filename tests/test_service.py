@@ -178,6 +178,7 @@ def test_the_window_of_the_original_and_the_longest_are_tested(client):
         ({"dataB": "1,x"}, "dataB contains illegal numbers"),
         ({"dataC": ""}, "dataC can not be empty"),
         ({"dataC": EXAMPLE["dataC"].replace("9,", "nan,", 1)}, "dataC contains illegal numbers"),
+        ({"attrId": " "}, "attrId can not be empty"),
         ({"taskId": "nobody"}, "taskId"),
         ({"taskId": "../../etc/passwd"}, "taskId"),
         ({"taskId": 7}, "taskId"),
@@ -239,6 +240,19 @@ def test_policy_of_a_stream_is_obeyed_and_counted(client):
     counts = client.get("/v1/streams/policy").json()["counts"]
     assert (counts["duplicate"], counts["late"], counts["future"]) == (1, 1, 1)
     assert client.get("/v1/streams/policy").json()["records"] == 3
+
+
+def test_record_of_the_future_is_called_so_even_after_a_gap(client):
+    client.post("/v1/streams/ahead/records", content=batch([1.0, 2.0, 3.0]))
+    ahead = json.dumps({"timestamp": time.time() + 10 * 86_400, "value": 1.0})
+    [answer] = lines(client.post("/v1/streams/ahead/records", content=ahead))
+    assert answer["status"] == "future"
+    counts = client.get("/v1/streams/ahead").json()["counts"]
+    assert (counts["future"], counts["gap"]) == (1, 1)
+
+
+def test_missing_id_is_called_missing(client):
+    assert "taskId is missing" in client.post("/DeleteTrain", json={}).json()["msg"]
 
 
 def test_gap_is_counted(client):

@@ -242,7 +242,8 @@ def test_second_service_is_kept_out_of_the_state_folder(tmp_path):
 def test_sender_of_a_body_too_long_gets_the_answer_and_not_a_broken_connection(tmp_path):
     with ServiceProcess(tmp_path) as service:
         line = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
-        line.request("POST", "/v1/streams/long/records", body=b" " * 20_000_000)
+        closing = {"Connection": "close"}
+        line.request("POST", "/v1/streams/long/records", b" " * 20_000_000, closing)
         reply = line.getresponse()
         assert reply.status == 413
         assert b"8388608 bytes" in reply.read()

@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from anomaly.base import Interval
-from anomaly.errors import DataError
-from anomaly.waveform import WindowDetector, Windows, cut, tail_threshold
+from anomaly.waveform import WindowDetector, Windows, check_samples, cut, tail_threshold
 
 __all__ = ["VibrationDetector"]
 
@@ -101,25 +100,6 @@ class VibrationDetector(WindowDetector):
 
     # -- streams ------------------------------------------------------------------
 
-    def learn_one(self, x: Sequence[float]) -> None:
-        """Collect a healthy sample; fit once ``learn_size`` of them have come.
-
-        Parameters
-        ----------
-        x : sequence of n_channels numbers
-        """
-        if hasattr(self, "coefficients_"):
-            return
-        if not hasattr(self, "_collected"):
-            self._collected: list[list[float]] = []
-        values = np.asarray(x, dtype=float)
-        n_channels = len(self._collected[0]) if self._collected else len(values)
-        _check_samples(values, n_channels)
-        self._collected.append(values.tolist())
-        if len(self._collected) >= self.learn_size:
-            collected, self._collected = self._collected, []
-            self.fit(np.array(collected))
-
     def score_one(self, x: Sequence[float]) -> float:
         """Score the newest sample of a stream: above 0 is an anomaly.
 
@@ -142,7 +122,7 @@ class VibrationDetector(WindowDetector):
         if not hasattr(self, "coefficients_"):
             return 0.0
         values = np.asarray(x, dtype=float)
-        _check_samples(values, len(self.mean_))
+        check_samples(values, len(self.mean_))
         scaled = (values - self.mean_) / self.scale_
         recent = self._stream()
         if len(recent) == self.order:
@@ -166,7 +146,7 @@ class VibrationDetector(WindowDetector):
         values = np.asarray(X, dtype=float)
         if not hasattr(self, "coefficients_"):
             return np.zeros(len(values))
-        _check_samples(values, len(self.mean_))
+        check_samples(values, len(self.mean_))
         recent = self._stream()
         scaled = self._scale(values)
         signal = np.concatenate([np.reshape(recent, (-1, values.shape[1])), scaled])
@@ -181,6 +161,7 @@ class VibrationDetector(WindowDetector):
 
     def reset_stream(self) -> None:
         """Forget the samples of the stream so far; what was learnt stays."""
+        super().reset_stream()
         for name in ("_recent", "_level"):
             self.__dict__.pop(name, None)
 
@@ -189,12 +170,6 @@ class VibrationDetector(WindowDetector):
             self._recent: deque[NDArray[np.float64]] = deque(maxlen=self.order)
             self._level = 1.0
         return self._recent
-
-    def process_one(self, x: Sequence[float]) -> float:
-        """Score a sample, then learn it."""
-        score = self.score_one(x)
-        self.learn_one(x)
-        return score
 
     # -- explanation ----------------------------------------------------------------
 
@@ -264,7 +239,6 @@ class VibrationDetector(WindowDetector):
         )
         self.residual_scale_ = np.maximum(spread, self.noise_floor)
         self.reset_stream()
-        self.__dict__.pop("_collected", None)
         cuts = [cut(segment, self.window_size) for segment in segments]
         self.loudness_ = _typical([self._power(windows) for windows in cuts])
         self.variation_ = _typical([self._variance(windows) for windows in cuts])
@@ -327,13 +301,6 @@ class VibrationDetector(WindowDetector):
             level += self.smoothing * (float(square) - level)
             levels.append(level)
         return np.array(levels or [level])
-
-
-def _check_samples(values: NDArray[np.float64], n_channels: int) -> None:
-    if values.shape[-1:] != (n_channels,):
-        raise DataError(f"X: samples of {n_channels} channels are needed, got {values.shape}")
-    if not np.isfinite(values).all():
-        raise DataError("X: samples must be finite numbers, got NaN or infinity")
 
 
 def _typical(powers: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -96,6 +97,9 @@ class WindowDetector(BaseDetector):
     false_alarm_rate: float
     noise_floor: float
 
+    # Samples after which `learn_one` fits; an argument of some detectors.
+    learn_size: int = 3000
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.poor_score = True  # on shuffled rows, which are no signal
@@ -120,6 +124,8 @@ class WindowDetector(BaseDetector):
         segments = _healthy_segments(values, anomalous)
         self._learn_scale(segments)
         self._learn_and_calibrate([self._scale(segment) for segment in segments])
+        self.reset_stream()
+        self.__dict__.pop("_collected", None)
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -147,6 +153,66 @@ class WindowDetector(BaseDetector):
         for (first, past), decision in zip(reversed(bounds), reversed(decisions), strict=True):
             scores[first:past] = decision  # earlier windows overwrite the overlapping last one
         return scores
+
+    # -- streams ------------------------------------------------------------------
+
+    def learn_one(self, x: Sequence[float]) -> None:
+        """Collect a healthy sample; fit once ``learn_size`` of them have come.
+
+        Parameters
+        ----------
+        x : sequence of n_channels numbers
+        """
+        if hasattr(self, "thresholds_"):
+            return
+        if not hasattr(self, "_collected"):
+            self._collected: list[list[float]] = []
+        values = np.asarray(x, dtype=float)
+        n_channels = len(self._collected[0]) if self._collected else len(values)
+        check_samples(values, n_channels)
+        self._collected.append(values.tolist())
+        if len(self._collected) >= self.learn_size:
+            collected, self._collected = self._collected, []
+            self.fit(np.array(collected))
+
+    def score_one(self, x: Sequence[float]) -> float:
+        """Score the window that ends with the newest sample: above 0 is an anomaly.
+
+        Parameters
+        ----------
+        x : sequence of n_channels numbers
+
+        Returns
+        -------
+        float
+            The `decision_function` of the last ``window_size`` samples; 0.0 until
+            the detector is fitted and as many have come. Each call costs a window.
+
+        Raises
+        ------
+        DataError
+            If the sample is not finite or has other channels. It is left out.
+        """
+        if not hasattr(self, "thresholds_"):
+            return 0.0
+        values = np.asarray(x, dtype=float)
+        check_samples(values, len(self.mean_))
+        if not hasattr(self, "_newest"):
+            self._newest: deque[NDArray[np.float64]] = deque(maxlen=self.window_size)
+        self._newest.append(values)
+        if len(self._newest) < self.window_size:
+            return 0.0
+        return float(self._decide(self._scale(np.array(self._newest))[None])[0])
+
+    def process_one(self, x: Sequence[float]) -> float:
+        """Score a sample, then learn it."""
+        score = self.score_one(x)
+        self.learn_one(x)
+        return score
+
+    def reset_stream(self) -> None:
+        """Forget the samples of the stream so far; what was learnt stays."""
+        self.__dict__.pop("_newest", None)
 
     # -- what a subclass writes -------------------------------------------------
 
@@ -311,3 +377,21 @@ def _folds(
         pieces.append(np.array_split(segment, n))
     n = max(len(of_one) for of_one in pieces)
     return [[of_one[i] for of_one in pieces if i < len(of_one)] for i in range(n)]
+
+
+def check_samples(values: NDArray[np.float64], n_channels: int) -> None:
+    """Refuse samples that are not finite or have other channels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anomaly.waveform import check_samples
+    >>> check_samples(np.array([1.0, np.nan]), 2)
+    Traceback (most recent call last):
+        ...
+    anomaly.errors.DataError: X: samples must be finite numbers, got NaN or infinity
+    """
+    if values.shape[-1:] != (n_channels,):
+        raise DataError(f"X: samples of {n_channels} channels are needed, got {values.shape}")
+    if not np.isfinite(values).all():
+        raise DataError("X: samples must be finite numbers, got NaN or infinity")

@@ -236,3 +236,12 @@ def test_the_ensemble_keeps_the_false_alarm_rate_and_explains(healthy):
     assert ensemble.predict(rig(60_000, seed=9).reshape(-1, 100, 3)).mean() <= 0.003
     answers = ensemble.explain(rig(300, 1.0, seed=10).reshape(3, 100, 3))
     assert all(answer["part"] in ("joint", "louder", "bands") for answer in answers)
+
+
+def test_an_autoencoder_scores_a_stream_by_its_newest_window():
+    healthy = simulate(600, noise=0.02, random_state=0)
+    detector = ConvAutoencoder(window_size=20, epochs=1, random_state=0).fit(healthy)
+    scores = [detector.score_one(sample) for sample in healthy[:25]]
+    expected = detector.decision_function(healthy[None, 5:25])[0]
+    assert scores[:19] == [0.0] * 19
+    assert scores[-1] == pytest.approx(expected, abs=1e-5)

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 
+from anomaly.bands import BandDetector
 from anomaly.errors import DataError
 from anomaly.lorenz import STEP, between, simulate
 from anomaly.vibration import VibrationDetector
@@ -281,3 +282,27 @@ def test_a_sample_that_is_no_sample_is_refused_and_leaves_no_trace(odd):
     assert detector.score_one(healthy[20]) == other.score_one(healthy[20])
     with pytest.raises(DataError, match="finite"):
         VibrationDetector().learn_one([1.0, np.nan, 2.0])
+
+
+def test_detectors_of_windows_score_and_learn_streams_too(healthy):
+    stream = BandDetector(window_size=50)
+    for sample in healthy[: stream.learn_size]:
+        stream.learn_one(sample)
+    batch = BandDetector(window_size=50).fit(healthy[: stream.learn_size])
+    broken = simulate(120, 1.0, noise=0.02, random_state=5)
+    scores = [stream.score_one(sample) for sample in broken]
+    assert scores[:49] == [0.0] * 49
+    windows = np.stack([broken[i - 49 : i + 1] for i in range(49, 120)])
+    np.testing.assert_allclose(scores[49:], batch.decision_function(windows), rtol=1e-9)
+    assert scores[-1] > 0
+    again = pickle.loads(pickle.dumps(stream))
+    assert again.score_one(broken[0]) == stream.score_one(broken[0])
+    stream.reset_stream()
+    assert stream.score_one(broken[0]) == 0.0
+
+
+def test_a_detector_of_windows_refuses_what_is_no_sample(healthy):
+    stream = BandDetector(window_size=50).fit(healthy)
+    for odd in ([1.0, 2.0], [1.0, np.nan, 2.0], [np.inf, 0.0, 0.0]):
+        with pytest.raises(DataError, match="X: samples"):
+            stream.score_one(odd)

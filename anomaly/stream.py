@@ -99,7 +99,7 @@ class Output:
         if self.path is None:
             return 0
         os.fsync(self.file.fileno())
-        return self.path.stat().st_size
+        return os.fstat(self.file.fileno()).st_size
 
 
 @dataclass
@@ -375,7 +375,10 @@ def skip_done(records: Iterator[Any], current: Run, options: argparse.Namespace)
 def open_output(
     options: argparse.Namespace, current: Run, header: Header, stack: ExitStack
 ) -> Output:
-    """The score file, cut back to the last checkpoint, or stdout."""
+    """Stdout, a file that appears when it is whole, or one that grows with its state.
+
+    A growing file is cut back to the last checkpoint.
+    """
     single = len(header.names) == 1
     named = [f"predicted_{name}" for name in header.names]
     columns = ["timestamp", *(["value", "predicted"] if single else [*header.names, *named])]
@@ -384,6 +387,10 @@ def open_output(
         output = Output(sys.stdout, None)
     else:
         path = Path(options.out)
+        if options.state is None and not options.follow and options.data != "-":
+            output = Output(stack.enter_context(write_aside(path)), path)
+            output.write(columns)
+            return output
         going_on = current.records > 0 and path.exists()
         if current.records > 0 and (not going_on or path.stat().st_size < current.written):
             raise DataError(f"{path} is shorter than the state says; it cannot be continued")

@@ -246,3 +246,15 @@ def test_help_teaches_with_an_example(capsys):
     with pytest.raises(SystemExit):
         stream.main(["run", "--help"])
     assert "tail -f sensor.csv | python -m anomaly.stream run -" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_leaves_the_old_scores_whole(tmp_path):
+    data, out = tmp_path / "data.csv", tmp_path / "scores.csv"
+    data.write_text("value\n1.0\n2.0\n3.0\n", encoding="utf-8")
+    assert stream.main(["run", str(data), "--value", "value", "--out", str(out)]) == 0
+    before = out.read_bytes()
+    assert before.count(b"\n") == 4
+    data.write_text("value\n1.0\nnot a number\n", encoding="utf-8")
+    assert stream.main(["run", str(data), "--value", "value", "--out", str(out)]) == 2
+    assert out.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.csv", "scores.csv"]

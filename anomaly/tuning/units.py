@@ -7,6 +7,7 @@ nothing of processes.
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ from anomaly.tuning.staging import (
 )
 
 OVERSAMPLE = "oversample"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,13 @@ def run_unit(data: Folds, unit: Unit) -> Iterator[Record]:
     if unit.staged is not None and len(unit.fits) > 1:
         try:
             records = list(_run_staged(data, unit))
-        except Exception:
+        except Exception as error:
             # The largest value may fail where smaller ones do not.
+            _log.warning(
+                "%s: the staged fit failed and its candidates are fitted one by one: %s",
+                public_path(type(unit.classifier)),
+                _reason(error),
+            )
             records = []
         if records:
             yield from records

@@ -26,8 +26,9 @@ class VibrationDetector(WindowDetector):
 
     A vector autoregression predicts each sample from the ``order`` samples
     before it. Its squared residual, in units of the healthy one, is averaged
-    over a window, or exponentially over a stream. It is joined with a check of
-    the amplitude: parts ``louder`` and ``quieter``. Scaling,
+    over a window, or exponentially over a stream, where it is capped: a glitch
+    of one sample alarms, whatever its size, for a bounded time. It is joined with
+    a check of the amplitude: parts ``louder`` and ``quieter``. Scaling,
     model and thresholds come from healthy data only, so a fault that is merely
     louder is still seen.
 
@@ -127,8 +128,11 @@ class VibrationDetector(WindowDetector):
         recent = self._stream()
         if len(recent) == self.order:
             lags = np.concatenate([*reversed(recent), [1.0]])
-            residual = (scaled - lags @ self.coefficients_) / self.residual_scale_
-            self._level += self.smoothing * (float(np.mean(residual**2)) - self._level)
+            with np.errstate(over="ignore", invalid="ignore"):
+                residual = (scaled - lags @ self.coefficients_) / self.residual_scale_
+                energy = float(residual @ residual) / len(residual)
+            energy = min(self._most_energy, energy)  # in this order NaN gives the most
+            self._level += self.smoothing * (energy - self._level)
         recent.append(scaled)
         return float(np.log(max(self._level, 1e-300) / self.thresholds_["stream"]))
 
@@ -150,11 +154,12 @@ class VibrationDetector(WindowDetector):
         recent = self._stream()
         scaled = self._scale(values)
         signal = np.concatenate([np.reshape(recent, (-1, values.shape[1])), scaled])
-        squares = np.mean(self._residuals(signal[None])[0] ** 2, axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            energies = np.mean(self._residuals(signal[None])[0] ** 2, axis=1)
         levels = np.full(len(values), self._level)
-        first = len(values) - len(squares)
-        for i, square in enumerate(squares.tolist(), start=first):
-            self._level += self.smoothing * (square - self._level)
+        first = len(values) - len(energies)
+        for i, energy in enumerate(np.fmin(energies, self._most_energy).tolist(), start=first):
+            self._level += self.smoothing * (energy - self._level)
             levels[i] = self._level
         recent.extend(scaled)
         return np.log(np.maximum(levels, 1e-300) / self.thresholds_["stream"])
@@ -164,6 +169,14 @@ class VibrationDetector(WindowDetector):
         super().reset_stream()
         for name in ("_recent", "_level"):
             self.__dict__.pop(name, None)
+
+    @property
+    def _most_energy(self) -> float:
+        """Twice what one sample needs to raise the alarm of the stream by itself.
+
+        More would alarm no sooner, but for long after a single glitch.
+        """
+        return 2.0 * self.thresholds_["stream"] / self.smoothing
 
     def _stream(self) -> deque[NDArray[np.float64]]:
         if not hasattr(self, "_recent"):

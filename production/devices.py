@@ -172,6 +172,7 @@ class Device:
     frozen: bool = False
     history: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=HISTORY))
     last_window: Samples | None = None
+    _loud: bool = False  # the stream, at its newest sample
     _pending: list[Samples] = field(default_factory=list)
     _n_pending: int = 0
     _first: int = 0
@@ -211,17 +212,21 @@ class Device:
         """Take samples; return what is to be said now, oldest first."""
         if not self.fitted:
             return self._learn(samples)
-        answers = self._judge_samples(samples)
-        self.received += len(samples)
-        self._pending.append(samples)
-        self._n_pending += len(samples)
-        while self._n_pending >= self.plan.window:
-            answers.append(self._judge_window())
+        answers = []
+        while len(samples):
+            piece = samples[: self.plan.window - self._n_pending]
+            samples = samples[len(piece) :]
+            answers += self._judge_samples(piece)
+            self.received += len(piece)
+            self._pending.append(piece)
+            self._n_pending += len(piece)
+            if self._n_pending == self.plan.window:
+                answers.append(self._judge_window())
         return answers
 
     def reset(self) -> None:
         """Take the device for repaired: end the alarm, go on learning."""
-        self.alarm = self.frozen = False
+        self.alarm = self.frozen = self._loud = False
         if hasattr(self.detector, "reset_stream"):
             self.detector.reset_stream()
 
@@ -258,6 +263,7 @@ class Device:
         if not self.plan.stream or not hasattr(self.detector, "score_many"):
             return []
         scores = self.detector.score_many(samples)
+        self._loud = bool(scores[-1] > 0)
         if self.alarm or not (scores > 0).any():
             return []
         at = int(np.argmax(scores > 0))
@@ -282,7 +288,8 @@ class Device:
         decisions = self.detector.decision_function(pieces)
         worst = int(np.argmax(decisions))
         score = float(decisions[worst])
-        self.alarm = score > 0
+        anomaly = score > 0
+        self.alarm = anomaly or self._loud  # or the stream would raise the same alarm again
         self.sequence += 1
         self.last_window = window
         self.history.append((self.sequence, score))
@@ -294,7 +301,7 @@ class Device:
             "last_sample": first + self.plan.window - 1,
             "score": score,
             "threshold": 0.0,
-            "anomaly": self.alarm,
+            "anomaly": anomaly,
             "share": float(np.mean(decisions > 0)),
             "explanation": self._explain(pieces[worst : worst + 1]),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import json
 import os
@@ -139,6 +140,42 @@ def test_answers_do_not_depend_on_how_samples_are_packed(chunk, detector, record
     assert [w["anomaly"] for w in windows] == [False] * 30 + [True] * 10
     alarm = next(answer for answer in answers if answer["event"] == "alarm")
     assert 3000 <= alarm["sample"] < 3020
+
+
+def test_alarms_do_not_depend_on_how_samples_are_packed(detector, recording):
+    glitched = recording[:1500].copy()
+    glitched[[450, 1020], 1] = 1e6
+    told = [
+        fed(Device.start("a", Plan(window=WINDOW), detector, fitted=True), glitched, chunk)
+        for chunk in (1, 70, 1500)
+    ]
+    for answers in told:
+        assert [a["sample"] for a in answers if a["event"] == "alarm"] == [450, 1020]
+        assert [a["event"] for a in answers] == [a["event"] for a in told[0]]
+
+
+@pytest.mark.parametrize("at", [300, 350, 399])
+def test_a_glitch_alarms_once(at, detector, recording):
+    glitched = recording[:1500].copy()
+    glitched[at] = 1e6
+    device = Device.start("a", Plan(window=WINDOW), detector, fitted=True)
+    answers = fed(device, glitched, 10)
+    assert [a["sample"] for a in answers if a["event"] == "alarm"] == [at]
+    assert [a["anomaly"] for a in answers if a["event"] == "window"] == [
+        number == 3 for number in range(15)
+    ]
+    assert device.status()["state"] == "healthy"
+
+
+def test_an_alarm_lasts_while_the_stream_is_loud_after_its_window(detector, recording):
+    slow = copy.deepcopy(detector).set_params(smoothing=0.001)
+    device = Device.start("a", Plan(window=WINDOW), slow, fitted=True)
+    glitched = recording[:1000].copy()
+    glitched[399] = 1e6
+    answers = fed(device, glitched[:600], 10)
+    assert [a["sample"] for a in answers if a["event"] == "alarm"] == [399]
+    assert [a["anomaly"] for a in answers if a["event"] == "window"][3:] == [True, False, False]
+    assert device.status()["state"] == "alarm"
 
 
 def test_sliding_windows_start_a_hop_apart(detector, recording):

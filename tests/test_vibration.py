@@ -196,6 +196,31 @@ def test_stream_score_equals_the_batch_of_its_residuals(healthy):
     np.testing.assert_allclose(streamed[detector.order :], expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e300])
+@pytest.mark.parametrize("smoothing", [0.05, 1.0])
+def test_a_glitch_of_one_sample_alarms_at_once_and_for_less_than_a_window(
+    size, smoothing, healthy
+):
+    fitted = VibrationDetector(smoothing=smoothing).fit(healthy)
+    signal = rig(300, seed=11)
+    signal[150] = size
+    one = pickle.loads(pickle.dumps(fitted))
+    scores = np.array([one.score_one(x) for x in signal])
+    np.testing.assert_allclose(fitted.score_many(signal), scores, rtol=1e-9)
+    assert (scores[:150] <= 0).all()
+    assert scores[150] > 0
+    assert (scores[250:] <= 0).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_cap_delays_no_alarm(level, detector):
+    signal = rig(1500, lambda number: 0.0 if number < 1000 else level, seed=18)
+    capped = pickle.loads(pickle.dumps(detector)).score_many(signal)
+    uncapped = detector._smoothed(detector._scale(signal)) / detector.thresholds_["stream"]
+    assert (capped > 0).any()
+    assert np.argmax(capped > 0) == detector.order + np.argmax(uncapped > 1)
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 8, 50])
 def test_chunks_of_a_stream_score_as_its_samples(chunk, detector):
     signal = rig(200, lambda number: 0.0 if number < 600 else 1.0, seed=11)

@@ -40,6 +40,7 @@ from anomaly.tuning.grids import grids_from_text, grids_to_text, load_grids, par
 from anomaly.tuning.literals import from_literal, public_path, to_literal
 from anomaly.tuning.log import LogReader, LogWriter, format_line, parse_line
 from anomaly.tuning.units import Fit, Record, Unit, evaluate_unit, make_units
+from anomaly.tuning.workers import UnitRunner
 from detector import Detector
 from tests.deadly import Deadly
 from tests.test_staging import blobs
@@ -280,6 +281,31 @@ def test_a_claim_holds_between_processes_and_ends_with_kill_9(tmp_path):
     process.join()
     with folder.claim("unit") as mine:
         assert mine
+
+
+def test_a_batch_leaves_out_what_others_hold_and_what_is_in_the_log(tmp_path):
+    X, y = blobs(n=120)
+    data, folder = Folds(X, y, cv=3), RunFolder(tmp_path / "run")
+    fits = [Fit({"max_depth": d}, {"test": f"{d:016x}"}) for d in (1, 2, 3, 4)]
+    batch = Unit(DecisionTreeClassifier(random_state=0), 0, tuple(fits))
+    writer = LogWriter(folder)
+    for record in evaluate_unit(data, Unit(batch.classifier, 0, (fits[1],))):
+        writer.write(record)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Queue()
+    process = context.Process(target=_hold, args=(str(folder.path), fits[2].name, ready))
+    process.start()
+    assert ready.get(timeout=300) is True
+    runner = UnitRunner(data, folder)
+    outcome = runner.run(batch)
+    assert [record.params["max_depth"] for record in outcome.records] == [1, 4]
+    assert outcome.busy is not None
+    assert outcome.busy.fits == (fits[2],)
+    process.kill()
+    process.join()
+    again = runner.run(batch)
+    assert [record.params["max_depth"] for record in again.records] == [3]
+    assert again.busy is None
 
 
 # Resume ---------------------------------------------------------------------------

@@ -210,7 +210,9 @@ class RunFolder:
 
     def files(self) -> list[Path]:
         """The merged log and every process's own file, of this run only."""
-        own = sorted(self.path.glob(f"{self.name}.*.out.tmp"))
+        begin, end = f"{self.name}.", ".out.tmp"
+        names = [n for n in os.listdir(self.path) if n.startswith(begin) and n.endswith(end)]
+        own = [self.path / name for name in sorted(names)]
         return [self.merged, *own] if self.merged.exists() else own
 
     def merge(self) -> MergeReport:
@@ -278,14 +280,19 @@ class LogReader:
 
     def read(self, path: Path) -> None:
         """Read a file from where the last call ended, up to its last whole line."""
+        begin = self._at.get(path, 0)
         try:
-            with open(path, "rb") as file:
-                file.seek(self._at.get(path, 0))
-                text = file.read()
+            # Only an opened file is known to have its present size on NFS.
+            handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return  # merged meanwhile: its lines are in the merged log
+        with open(handle, "rb", buffering=0) as file:
+            if os.fstat(handle).st_size == begin:
+                return
+            file.seek(begin)
+            text = file.readall()
         whole = text.rfind(b"\n") + 1
-        self._at[path] = self._at.get(path, 0) + whole
+        self._at[path] = begin + whole
         self._torn[path] = whole < len(text)
         for line in text[:whole].splitlines(keepends=True):
             self._take(line)

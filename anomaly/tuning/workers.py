@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,11 +64,14 @@ class UnitRunner:
         """Run the fits of a unit that are neither done nor held by another process."""
         begun = time.perf_counter()
         outcome = Outcome(unit, [])
-        if unit.staged is not None:
-            self._claim_and_run(unit, outcome)
+        if self.folder is None or self.reader is None or self.writer is None:
+            outcome.records += run_unit(self.data, unit)
         else:
-            for single in unit.singles():
-                self._claim_and_run(single, outcome)
+            with ExitStack() as claims:
+                mine, outcome.busy = _claimed(self.folder, unit, claims)
+                for record in self._missing(mine, self.reader):
+                    self.writer.write(record)
+                    outcome.records.append(record)
         outcome.seconds = time.perf_counter() - begun
         return outcome
 
@@ -77,22 +80,25 @@ class UnitRunner:
         if self.writer is not None:
             self.writer.close()
 
-    def _claim_and_run(self, unit: Unit, outcome: Outcome) -> None:
-        if self.folder is None or self.reader is None or self.writer is None:
-            outcome.records += run_unit(self.data, unit)
-            return
-        with self.folder.claim(unit.name) as is_mine:
-            if not is_mine:
-                held = outcome.busy.fits if outcome.busy else ()
-                outcome.busy = replace(unit, fits=held + unit.fits)
-                return
-            self.reader.refresh()
-            left = unit.without(self.reader)
-            if left is None:
-                return
-            for record in run_unit(self.data, left):
-                self.writer.write(record)
-                outcome.records.append(record)
+    def _missing(self, mine: Unit | None, reader: LogReader) -> Iterator[Record]:
+        """Run what the log lacks; after the claim, so that nobody else can add it."""
+        if mine is not None:
+            reader.refresh()
+            mine = mine.without(reader)
+        if mine is not None:
+            yield from run_unit(self.data, mine)
+
+
+def _claimed(folder: RunFolder, unit: Unit, claims: ExitStack) -> tuple[Unit | None, Unit | None]:
+    """The part of a unit that was free and is claimed now, and the part that others hold."""
+    if unit.staged is not None:
+        is_mine = claims.enter_context(folder.claim(unit.name))
+        return (unit, None) if is_mine else (None, unit)
+    parts: dict[bool, list[Fit]] = {True: [], False: []}
+    for fit in unit.fits:
+        parts[claims.enter_context(folder.claim(fit.name))].append(fit)
+    mine, held = (replace(unit, fits=tuple(parts[i])) if parts[i] else None for i in (True, False))
+    return mine, held
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from anomaly.errors import DataError, ParameterError
 from anomaly.injection import OversampleClassifier
 from anomaly.outlier import as_classifier
 from anomaly.tuning import progress as reporting
+from anomaly.tuning.backend import Backend, LocalPlace, Place, opened
 from anomaly.tuning.families import effective_params, family
 from anomaly.tuning.folds import Folds, describe
 from anomaly.tuning.literals import public_path, to_literal
@@ -40,7 +41,7 @@ from anomaly.tuning.units import (
     make_units,
     staged_by,
 )
-from anomaly.tuning.workers import LocalWorkers, Outcome, one_thread
+from anomaly.tuning.workers import Outcome, one_thread
 
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
 
@@ -131,6 +132,7 @@ def tune(
     cv: Any = 5,
     scoring: str = "f1",
     n_jobs: int = 1,
+    backend: Any = None,
     random_state: int | None = 0,
     search: str = "grid",
     search_options: Mapping[str, Any] | None = None,
@@ -164,7 +166,10 @@ def tune(
         As for `GridSearchCV`.
     scoring : {"f1", "accuracy", "balanced_accuracy", "precision", "recall"}
     n_jobs : int
-        Worker processes; -1 for one per processor.
+        Worker processes of this machine; -1 for one per processor.
+    backend : Backend, optional
+        Where the fits run, instead of ``n_jobs``: a description, which is opened
+        and closed here, or what `Backend.open` gave.
     random_state : int or None
         Seed of the classifier, when it has none of its own, and of injection.
     search : {"grid", "racing", "halving", "optuna"}
@@ -211,17 +216,17 @@ def tune(
     )
     space = make_space(model, grid)
     data = Folds(X, y, prepare=prepare, cv=cv, random_state=random_state)
-    evaluator = Evaluator(
-        data,
-        space,
-        scoring=scoring,
-        n_jobs=n_jobs,
-        log=log,
-        oversampler=oversampler,
-        train_scores=train_scores,
-        reporter=reporting.choose(progress),
-    )
-    with one_thread():
+    with opened(backend, n_jobs) as place, one_thread():
+        evaluator = Evaluator(
+            data,
+            space,
+            scoring=scoring,
+            place=place,
+            log=log,
+            oversampler=oversampler,
+            train_scores=train_scores,
+            reporter=reporting.choose(progress),
+        )
         try:
             run_search(evaluator, dict(search_options or {}))
             evaluator.close()
@@ -376,7 +381,7 @@ class Evaluator:
         space: Space,
         *,
         scoring: str = "f1",
-        n_jobs: int = 1,
+        place: Place | None = None,
         log: str | os.PathLike[str] | RunFolder | None = None,
         oversampler: Any = None,
         train_scores: bool = False,
@@ -396,7 +401,8 @@ class Evaluator:
         self._reader = None if self._folder is None else LogReader(self._folder)
         if self._folder is not None:
             self._folder.agree(_plan_name(self.classifier), self._plan)
-        self._workers = LocalWorkers(data, self._folder, _n_processes(n_jobs))
+        place = place or LocalPlace(Backend())
+        self._workers = place.workers(data, self._folder, library_versions(self.classifier))
         self._reporter = reporter or reporting.Silent()
         self._scores: dict[str, dict[str, Any]] = {}
         self._best = math.nan
@@ -504,6 +510,8 @@ class Evaluator:
                 if not all(key in self._scores for key in keys.values()):
                     asked.append((fold, Fit(candidate.params, keys)))
         before = self._done
+        if not self._started:
+            self._workers.prepare()
         missing = self._take_from_log(asked)
         self.n_resumed += self._done - before
         if not self._started:
@@ -566,16 +574,6 @@ def _plan_name(classifier: Any) -> str:
         clone(classifier).set_params(random_state=None) if "random_state" in params else classifier
     )
     return describe(unseeded)
-
-
-def _n_processes(n_jobs: int) -> int:
-    if n_jobs == -1:
-        return os.cpu_count() or 1
-    if not isinstance(n_jobs, int) or n_jobs < 1:
-        raise ParameterError(
-            f"n_jobs must be at least 1, or -1 for all processors, got {n_jobs!r}"
-        )
-    return n_jobs
 
 
 def _oversamplers(candidates: Iterable[Candidate], prototype: Any, data: Folds) -> dict[Any, Any]:

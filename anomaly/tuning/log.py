@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,19 @@ def parse_line(line: str, packages: frozenset[str] = PACKAGES) -> Record:
     if not (isinstance(record.params, dict) and isinstance(record.scores, dict)):
         raise ParameterError(f"parameters and scores must be dicts: {line[:80]!r}")
     return record
+
+
+def key_of(line: bytes) -> str | None:
+    """Key of the fit that a line tells of; None for what is no whole line.
+
+    Examples
+    --------
+    >>> from anomaly.tuning.log import key_of
+    >>> key_of(b"{}\\t{'F1': 0.5, 'key': '0123456789abcdef'}\\n")
+    '0123456789abcdef'
+    """
+    found = _KEY.search(line.partition(b"\t")[2])  # text in a literal has no bare tab
+    return found[1].decode() if found and line.endswith(b"}\n") else None
 
 
 @dataclass(frozen=True)
@@ -138,6 +152,15 @@ class RunFolder:
             json.dump(self.plan() | entries, file, indent=1, sort_keys=True)
             file.write("\n")
 
+    def identity(self) -> str:
+        """Random mark of the run, the same for every process and copy of its folder."""
+        with self.locked("agree.lock"):
+            found = self.plan().get("id")
+            if found is None:
+                found = secrets.token_hex(8)
+                self.note(id=found)
+        return str(found)
+
     def agree(self, name: str, plan: dict[str, Any]) -> None:
         """Store the plan of one search, or check it against the stored one.
 
@@ -164,6 +187,7 @@ class RunFolder:
             return
         for name in (
             "manifest.json",
+            "progress.json",
             "agree.lock",
             "merge.lock",
             "claims",
@@ -313,12 +337,10 @@ class LogReader:
         return dict(scores)
 
     def _take(self, line: bytes) -> None:
-        found = _KEY.search(line.partition(b"\t")[2])  # text in a literal has no bare tab
-        if found is None or not line.endswith(b"}\n"):
+        key = key_of(line)
+        if key is None:
             self.malformed += 1
-            return
-        key = found[1].decode()
-        if key in self.lines:
+        elif key in self.lines:
             self.repeated += 1
         else:
             self.lines[key] = line
@@ -332,10 +354,13 @@ class LogWriter:
         self._handle: int | None = None
 
     def write(self, record: Record) -> None:
+        """Append the line of a record and hand it to the operating system."""
+        self.write_line(format_line(record).encode())
+
+    def write_line(self, text: bytes) -> None:
         """Append one whole line and hand it to the operating system."""
         if self._handle is None:
             self._handle = self._open()
-        text = format_line(record).encode()
         while text:
             text = text[os.write(self._handle, text) :]
 

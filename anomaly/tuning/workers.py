@@ -2,11 +2,12 @@
 
 Each worker is a pool of one process, so that a process which dies takes only
 its own unfinished fit with it: its pool is built anew and the unit is tried
-again; a unit that kills its worker twice is logged as failed.
+again; a unit that kills its worker three times is logged as failed.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -22,6 +23,7 @@ from typing import Any
 from joblib.externals.loky import ProcessPoolExecutor
 from threadpoolctl import ThreadpoolController
 
+from anomaly.errors import DataError
 from anomaly.tuning.folds import Folds
 from anomaly.tuning.log import LogReader, LogWriter, RunFolder
 from anomaly.tuning.units import Fit, Record, Unit, can_join, failed_records, join_units, run_unit
@@ -31,7 +33,7 @@ DEATHS = 2
 # Work handed to a process at a time, so that handing out stays below a percent or so.
 _BATCH_SECONDS = 0.25
 _BATCH_MOST = 200
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Outcome:
     records: list[Record]
     busy: Unit | None = None
     seconds: float = 0.0
+    host: str = ""
 
 
 class UnitRunner:
@@ -108,7 +111,99 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-class LocalWorkers:
+class Workers:
+    """Hands out units in batches, and decides what comes after a death or a time limit.
+
+    Parameters
+    ----------
+    data : Folds
+    fit_timeout_s : float or None
+        Seconds after which a fit is stopped and logged as failed.
+    """
+
+    def __init__(self, data: Folds, fit_timeout_s: float | None = None) -> None:
+        self.data = data
+        self.fit_timeout_s = fit_timeout_s
+        self._deaths: Counter[str] = Counter()
+        self._seconds_per_fit: float | None = None
+
+    def prepare(self) -> None:
+        """Fetch what is finished elsewhere into the log, before it is read."""
+
+    def run(self, units: deque[Unit]) -> Iterator[Outcome]:
+        """Run units, in about the order given, and yield what came of each."""
+        raise NotImplementedError
+
+    def close(self, kill: bool = False) -> None:
+        """Stop the workers, at once or after what they are doing."""
+        raise NotImplementedError
+
+    def _write(self, record: Record) -> None:
+        """Append a record that no worker process has written."""
+        raise NotImplementedError
+
+    def _next(self, units: deque[Unit], n_takers: int) -> Unit:
+        """The next unit, or as many single fits as fill a batch."""
+        first = units.popleft()
+        if first.staged is not None or self._seconds_per_fit is None:
+            return first
+        seconds = min(_BATCH_SECONDS, (self.fit_timeout_s or math.inf) / 4)
+        most = int(seconds / max(self._seconds_per_fit, 1e-6))
+        most = max(1, min(most, _BATCH_MOST, (len(units) + 1) // n_takers))
+        batch = [first]
+        while len(batch) < most and units and can_join(first, units[0]):
+            if self._deaths[units[0].name]:
+                break
+            batch.append(units.popleft())
+        return join_units(batch) if len(batch) > 1 and not self._deaths[first.name] else first
+
+    def _learn_pace(self, unit: Unit, fits: int, seconds: float) -> None:
+        if unit.staged is None and fits:
+            pace = seconds / fits
+            old = self._seconds_per_fit
+            self._seconds_per_fit = pace if old is None else 0.7 * old + 0.3 * pace
+
+    def _after_death(self, unit: Unit, units: deque[Unit], why: str = "") -> Iterator[Outcome]:
+        """Put back what a dead worker left undone; give up what killed it repeatedly."""
+        if unit.staged is None and len(unit.fits) > 1:
+            # Which of the fits it was shows when they run one by one.
+            self._put_back(unit, units, deaths=1)
+            return
+        self._deaths[unit.name] += 1
+        if self._deaths[unit.name] <= DEATHS:
+            units.appendleft(unit)
+        elif len(unit.fits) > 1:
+            # The largest value may kill its worker where smaller ones do not.
+            self._put_back(unit, units, deaths=DEATHS)
+        else:
+            cause = f" ({why})" if why else ""
+            reason = f"the worker process died {DEATHS + 1} times in this fit{cause}"
+            yield self._give_up(unit, reason)
+
+    def _after_timeout(self, unit: Unit, units: deque[Unit]) -> Iterator[Outcome]:
+        """Give up a fit that was stopped at its limit; try those of a larger unit one by one."""
+        if len(unit.fits) > 1:
+            self._put_back(unit, units, deaths=0)
+        else:
+            yield self._give_up(unit, f"time limit of {self.fit_timeout_s:g} s")
+
+    def _put_back(self, unit: Unit, units: deque[Unit], deaths: int) -> None:
+        """Put the fits of a unit back one by one, none of them to be joined again."""
+        singles = [replace(single, staged=None) for single in unit.singles()]
+        for single in singles:
+            self._deaths[single.name] = max(deaths, self._deaths[single.name], 1)
+        units.extendleft(reversed(singles))
+
+    def _give_up(self, unit: Unit, reason: str) -> Outcome:
+        outcome = Outcome(unit, [])
+        for fit in unit.fits:
+            for record in failed_records(unit, fit, self.data.random_state, reason):
+                self._write(record)
+                outcome.records.append(record)
+        return outcome
+
+
+class LocalWorkers(Workers):
     """Runs units on this machine, in this process or in several.
 
     Parameters
@@ -117,20 +212,28 @@ class LocalWorkers:
     folder : RunFolder or None
     n_jobs : int
         Number of worker processes; 1 works in this process.
+    fit_timeout_s : float or None
+        With a limit, even one job has a process of its own, which can be stopped.
     """
 
-    def __init__(self, data: Folds, folder: RunFolder | None, n_jobs: int) -> None:
-        self.data = data
+    def __init__(
+        self,
+        data: Folds,
+        folder: RunFolder | None,
+        n_jobs: int,
+        fit_timeout_s: float | None = None,
+    ) -> None:
+        super().__init__(data, fit_timeout_s)
         self.folder = folder
         self.n_jobs = n_jobs
         self._own = UnitRunner(data, folder)
-        self._pools: list[ProcessPoolExecutor | None] = [None] * (n_jobs if n_jobs > 1 else 0)
-        self._deaths: Counter[str] = Counter()
-        self._seconds_per_fit: float | None = None
+        self._works_here = n_jobs == 1 and fit_timeout_s is None
+        self._pools: list[ProcessPoolExecutor | None] = [None] * n_jobs
+        self._false_starts = 0
 
     def run(self, units: deque[Unit]) -> Iterator[Outcome]:
         """Run units, in about the order given, and yield what came of each."""
-        yield from self._run_here(units) if self.n_jobs == 1 else self._run_pools(units)
+        yield from self._run_here(units) if self._works_here else self._run_pools(units)
 
     def close(self, kill: bool = False) -> None:
         """Stop the workers, at once or after what they are doing."""
@@ -140,87 +243,105 @@ class LocalWorkers:
         self._pools = [None] * len(self._pools)
         self._own.close()
 
+    def _write(self, record: Record) -> None:
+        if self._own.writer is not None:
+            self._own.writer.write(record)
+
     def _run_here(self, units: deque[Unit]) -> Iterator[Outcome]:
         while units:
             yield self._own.run(units.popleft())
 
     def _run_pools(self, units: deque[Unit]) -> Iterator[Outcome]:
-        running: dict[Future[Outcome], tuple[int, Unit]] = {}
+        running: dict[Future[Any], _Running] = {}
         idle = list(range(self.n_jobs))
         while units or running:
-            while units and idle:
-                slot, unit = idle.pop(), self._next(units)
-                try:
-                    running[self._pool(slot).submit(_run_in_worker, unit)] = slot, unit
-                except BrokenProcessPool:  # it died idle
-                    self._pools[slot] = None
-                    units.appendleft(unit)
-                    idle.append(slot)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                slot, unit = running.pop(future)
-                idle.append(slot)
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool:
-                    self._pools[slot] = None
-                    yield from self._after_death(unit, units)
-                else:
-                    self._learn_pace(outcome)
-                    yield outcome
+            while idle and len(units) > sum(one.unit is None for one in running.values()):
+                self._hand_out(units, idle, running)
+            for future in self._finished(running):
+                one = running.pop(future)
+                idle.append(one.slot)
+                yield from self._settle(future, one, units)
 
-    def _pool(self, slot: int) -> ProcessPoolExecutor:
-        pool = self._pools[slot]
-        if pool is None:
-            pool = self._pools[slot] = ProcessPoolExecutor(
-                max_workers=1,
-                timeout=None,
-                initializer=_start_worker,
-                initargs=(self.data, self.folder, os.getpid()),
-                env=_ONE_THREAD,
-            )
-        return pool
+    def _hand_out(
+        self, units: deque[Unit], idle: list[int], running: dict[Future[Any], _Running]
+    ) -> None:
+        slot = max(idle, key=lambda slot: self._pools[slot] is not None)
+        idle.remove(slot)
+        pool, unit = self._pools[slot], None
+        try:
+            if pool is None:
+                # A process has to start before the clock of a fit does.
+                pool = self._pools[slot] = self._start_pool()
+                future = pool.submit(_be_ready)
+            else:
+                unit = self._next(units, self.n_jobs)
+                future = pool.submit(_run_in_worker, unit)
+            running[future] = _Running(slot, unit, time.monotonic())
+        except BrokenProcessPool:  # it died idle
+            self._pools[slot] = None
+            if unit is not None:
+                units.appendleft(unit)
+            idle.append(slot)
 
-    def _next(self, units: deque[Unit]) -> Unit:
-        """The next unit, or as many single fits as fill a batch."""
-        first = units.popleft()
-        if first.staged is not None or self._seconds_per_fit is None:
-            return first
-        most = int(_BATCH_SECONDS / max(self._seconds_per_fit, 1e-6))
-        most = max(1, min(most, _BATCH_MOST, (len(units) + 1) // self.n_jobs))
-        batch = [first]
-        while len(batch) < most and units and can_join(first, units[0]):
-            if self._deaths[units[0].name]:
-                break
-            batch.append(units.popleft())
-        return join_units(batch) if len(batch) > 1 and not self._deaths[first.name] else first
+    def _finished(self, running: dict[Future[Any], _Running]) -> list[Future[Any]]:
+        """Futures that are done, or whose time is over."""
+        limit = self.fit_timeout_s
+        if limit is None:
+            return list(wait(running, return_when=FIRST_COMPLETED).done)
+        begun = [one.begun for one in running.values() if one.unit is not None]
+        left = min(begun, default=math.inf) + limit - time.monotonic()
+        wait_s = None if left == math.inf else max(left, 0)
+        done = wait(running, timeout=wait_s, return_when=FIRST_COMPLETED).done
+        over = time.monotonic() - limit
+        late = [f for f, one in running.items() if one.unit is not None and one.begun <= over]
+        return list(done.union(late))
 
-    def _learn_pace(self, outcome: Outcome) -> None:
-        if outcome.unit.staged is None and outcome.records:
-            pace = outcome.seconds / len(outcome.records)
-            old = self._seconds_per_fit
-            self._seconds_per_fit = pace if old is None else 0.7 * old + 0.3 * pace
-
-    def _after_death(self, unit: Unit, units: deque[Unit]) -> Iterator[Outcome]:
-        """Put back what a dead worker left undone; give up what killed it repeatedly."""
-        if unit.staged is None and len(unit.fits) > 1:
-            # Which of the fits it was shows when they run one by one.
-            singles = unit.singles()
-            self._deaths.update(single.name for single in singles)
-            units.extendleft(reversed(singles))
+    def _settle(
+        self, future: Future[Any], one: _Running, units: deque[Unit]
+    ) -> Iterator[Outcome]:
+        if not future.done():
+            pool, self._pools[one.slot] = self._pools[one.slot], None
+            if pool is not None:
+                pool.shutdown(wait=True, kill_workers=True)
+            assert one.unit is not None
+            yield from self._after_timeout(one.unit, units)
             return
-        self._deaths[unit.name] += 1
-        if self._deaths[unit.name] <= DEATHS:
-            units.appendleft(unit)
+        try:
+            outcome = future.result()
+        except BrokenProcessPool:
+            self._pools[one.slot] = None
+            if one.unit is None:
+                self._count_false_start()
+            else:
+                yield from self._after_death(one.unit, units)
             return
-        records = [record for fit in unit.fits for record in self._give_up(unit, fit)]
-        yield Outcome(unit, records)
+        self._false_starts = 0
+        if outcome is not None:
+            self._learn_pace(outcome.unit, len(outcome.records), outcome.seconds)
+            yield outcome
 
-    def _give_up(self, unit: Unit, fit: Fit) -> Iterator[Record]:
-        reason = f"the worker process died {DEATHS + 1} times in this fit"
-        for record in failed_records(unit, fit, self.data.random_state, reason):
-            if self._own.writer is not None:
-                self._own.writer.write(record)
-            yield record
+    def _count_false_start(self) -> None:
+        self._false_starts += 1
+        if self._false_starts > DEATHS:
+            raise DataError("worker processes die before they can begin; is there memory left?")
+
+    def _start_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            max_workers=1,
+            timeout=None,
+            initializer=_start_worker,
+            initargs=(self.data, self.folder, os.getpid()),
+            env=ONE_THREAD,
+        )
+
+
+@dataclass
+class _Running:
+    """What a process is at: a unit, or its start."""
+
+    slot: int
+    unit: Unit | None
+    begun: float
 
 
 # In the worker process --------------------------------------------------------------
@@ -231,15 +352,19 @@ _runner: UnitRunner | None = None
 def _start_worker(data: Folds, folder: RunFolder | None, parent: int) -> None:
     global _runner
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
     _runner = UnitRunner(data, folder)
 
 
-def _exit_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """End this process when the one that started it is gone, even by kill -9."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+def _be_ready() -> None:
+    """Nothing: the answer says that the process has started."""
 
 
 def _run_in_worker(unit: Unit) -> Outcome:

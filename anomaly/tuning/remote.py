@@ -1,0 +1,211 @@
+"""What a Dask worker does for a search; called there, by tasks of `anomaly.tuning.cluster`.
+
+The worker itself fits nothing. It keeps a child process per thread
+(`anomaly.tuning.fitter`), and a folder on its own disk that holds the lines of
+finished fits until the run has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anomaly
+from anomaly.tuning.fitter import Answer, FitProcess
+from anomaly.tuning.log import LogReader, RunFolder
+
+# Lines of a run that was never continued are deleted after this long.
+_KEPT_S = 30 * 86400.0
+_STORE = re.compile(r"-[0-9a-f]{16}$")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the child processes of a search have in common.
+
+    Attributes
+    ----------
+    session : str
+        Mark of the client's connection.
+    data : str
+        Digest of the pickled `Folds`.
+    store : str or None
+        Name of the run's folder on a worker; None keeps no lines.
+    parent : str or None
+        Where that folder stands; None is the default.
+    skew : str
+        Noted in every line.
+    fit_timeout_s : float or None
+    """
+
+    session: str
+    data: str
+    store: str | None
+    parent: str | None
+    skew: str = ""
+    fit_timeout_s: float | None = None
+
+    def path(self) -> Path | None:
+        """Folder of lines on this host."""
+        return None if self.store is None else store_path(self.parent, self.store)
+
+
+_idle: dict[Spec, list[FitProcess]] = {}
+_busy: dict[FitProcess, Spec] = {}
+_lock = threading.Lock()
+
+
+def run_unit_here(payload: bytes, spec: Spec, unit: bytes) -> Answer:
+    """Run a pickled unit in a child process of this worker."""
+    process = _take(payload, spec)
+    try:
+        answer = process.run(unit, spec.fit_timeout_s)
+    finally:
+        _give(process, spec)
+    return answer
+
+
+def _take(payload: bytes, spec: Spec) -> FitProcess:
+    with _lock:
+        found = _idle.setdefault(spec, [])
+        while found:
+            process = found.pop()
+            if process.is_alive:
+                break
+            process.close()
+        else:
+            _end([other for other in _idle if other != spec])
+            path = spec.path()
+            if path is not None:
+                path.mkdir(parents=True, exist_ok=True)
+                _forget_old(path.parent)
+            process = FitProcess(payload, path, spec.skew)
+        _busy[process] = spec
+    return process
+
+
+def _give(process: FitProcess, spec: Spec) -> None:
+    with _lock:
+        if _busy.pop(process, None) is not None and process.is_alive:
+            _idle.setdefault(spec, []).append(process)
+        else:
+            process.close()
+
+
+def _end(specs: Iterable[Spec]) -> None:
+    for spec in list(specs):
+        for process in _idle.pop(spec):
+            process.close()
+
+
+def end_session(session: str, parent: str | None, finished: Iterable[str]) -> None:
+    """Stop the child processes of a client, and delete the lines of finished runs."""
+    with _lock:
+        _end([spec for spec in _idle if spec.session == session])
+        for process in [p for p, spec in _busy.items() if spec.session == session]:
+            del _busy[process]
+            process.kill()
+    for name in finished:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(store_path(parent, name))
+
+
+# Versions ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a worker says of itself."""
+
+    name: str
+    versions: dict[str, str]
+
+
+def describe_host(libraries: Iterable[str]) -> Host:
+    """Name of this host, and its versions of some libraries."""
+    return Host(socket.gethostname(), versions_of(libraries))
+
+
+def versions_of(libraries: Iterable[str]) -> dict[str, str]:
+    """Versions of libraries here, of Python, and of the code of this package."""
+    found = {
+        "anomaly": anomaly.__version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "code of anomaly": code_fingerprint(),
+    }
+    for name in libraries:
+        if name not in found:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                found[name] = "missing"
+    return found
+
+
+@cache
+def code_fingerprint() -> str:
+    """Digest of the Python sources of this package."""
+    digest = hashlib.sha256()
+    root = Path(anomaly.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        text = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(text)}\n".encode())
+        digest.update(text)
+    return digest.hexdigest()[:12]
+
+
+# Lines on this worker's disk --------------------------------------------------------------
+
+
+def store_path(parent: str | None, name: str) -> Path:
+    """Folder of a run's lines on this host."""
+    if parent is None:
+        state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        parent = os.path.join(state, "anomaly", "runs")
+    return Path(parent).expanduser() / Path(name).name
+
+
+def lines_here(parent: str | None, name: str) -> list[bytes]:
+    """Lines that processes of this host have written for a run."""
+    path = store_path(parent, name)
+    if not path.is_dir():
+        return []
+    reader = LogReader(RunFolder(path))
+    reader.refresh()
+    return list(reader.lines.values())
+
+
+def _forget_old(parent: Path) -> None:
+    """Delete the lines of runs that nobody has continued; nothing else in the folder."""
+    for path in parent.iterdir():
+        with contextlib.suppress(OSError):
+            if _STORE.search(path.name):
+                last = max(p.stat().st_mtime for p in (path, *path.iterdir()))
+                if time.time() - last > _KEPT_S:
+                    shutil.rmtree(path)
+
+
+def differences(here: dict[str, Any], there: dict[str, Any]) -> str:
+    """What a host has otherwise, in words; empty if nothing.
+
+    Examples
+    --------
+    >>> from anomaly.tuning.remote import differences
+    >>> differences({"numpy": "2.4", "scipy": "1.17"}, {"numpy": "2.3", "scipy": "1.17"})
+    'numpy 2.3 (here 2.4)'
+    """
+    names = [name for name in sorted(here) if there.get(name) != here[name]]
+    return ", ".join(f"{n} {there.get(n, 'missing')} (here {here[n]})" for n in names)

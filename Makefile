@@ -6,7 +6,7 @@ DATA   ?= dimensions
 PY     := $(VENV)/bin/python
 # Any later build will do; on Linux the newest brings gigabytes of CUDA libraries.
 TORCH  ?= torch==2.13.0
-EXTRAS := mqtt,mysql,onnx,optuna,postgres,service,skops,torch
+EXTRAS := dask,mqtt,mysql,onnx,optuna,postgres,service,skops,torch
 
 .PHONY: setup run test lint native clean
 

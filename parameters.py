@@ -14,7 +14,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from anomaly.errors import AnomalyError, ParameterError
 from anomaly.evaluation import INJECTED_NOTE
 from anomaly.files import write_aside
 from anomaly.tuning import RunFolder, TuningResult, estimate, family
+from anomaly.tuning.backend import BACKENDS, Backend, Place
 from anomaly.tuning.folds import fingerprint_rows
 from anomaly.tuning.grids import Grids, grids_from_text, grids_to_text, load_grids
 from anomaly.tuning.progress import clock
@@ -40,6 +42,19 @@ GRIDS = Path(__file__).resolve().parent / "params"
 FOLDER = "params"
 CLASSIFIERS = ["adaboost", "rbf_svc", "random_forest", "xgboost", "kernel_density"]
 
+# Options that the next command on a run needs again.
+AGAIN = (
+    "backend",
+    "n_jobs",
+    "scheduler",
+    "hosts",
+    "workers",
+    "fit_timeout",
+    "allow_version_skew",
+    "worker_folder",
+    "folder",
+)
+
 EPILOG = """\
 examples:
   python parameters.py
@@ -54,6 +69,8 @@ examples:
       any classifier by its import path, with a table ["sklearn.naive_bayes.GaussianNB"]
   python parameters.py --data table.csv --label faulty --grid mine.toml --mean-of-best 3
       also judge the mean of the three best families (see docs/choosing.md)
+  python parameters.py --data table.csv --label faulty --backend dask --scheduler tcp://host:8786
+      fits on the workers of a Dask cluster; they may come and go (see docs/tuning.md)
   python parameters.py merge faults
       join the logs of all processes and hosts into params/faults.out
   python parameters.py evaluate faults --export anomaly_classifier.clf
@@ -142,10 +159,74 @@ def build_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--run", metavar="NAME", help="name of the run (default: data and time)")
     run.add_argument("--resume", metavar="RUN", help="continue a run")
-    run.add_argument("--n-jobs", type=int, default=1, metavar="N", help="processes; -1 for all")
     run.add_argument("--folder", default=FOLDER, help=f"folder of runs (default {FOLDER})")
     run.add_argument("--dry-run", action="store_true", default=False, help="only count and time")
+    add_backend_options(parser)
     return parser
+
+
+def add_backend_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say where the fits run; they are no part of the run itself."""
+    where = parser.add_argument_group("where the fits run")
+    where.add_argument("--n-jobs", type=int, default=1, metavar="N", help="processes; -1 for all")
+    where.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="loky",
+        help="loky: this machine (default); dask: a cluster, named by one of the next three",
+    )
+    where.add_argument(
+        "--scheduler", metavar="ADDRESS", default=None, help="Dask scheduler, as tcp://host:8786"
+    )
+    where.add_argument(
+        "--hosts", metavar="FILE", default=None, help="hosts to start a Dask cluster on, over SSH"
+    )
+    where.add_argument(
+        "--workers", type=int, metavar="N", default=None, help="Dask workers on this machine"
+    )
+    where.add_argument(
+        "--fit-timeout",
+        type=float,
+        metavar="SECONDS",
+        default=None,
+        help="stop a fit that takes longer, and log it as failed",
+    )
+    where.add_argument(
+        "--allow-version-skew",
+        action="store_true",
+        default=False,
+        help="let hosts with other library versions work, and record them",
+    )
+    where.add_argument(
+        "--worker-folder",
+        metavar="FOLDER",
+        default=None,
+        help="where workers keep their lines until the run has ended "
+        "(default ~/.local/state/anomaly)",
+    )
+
+
+def backend(arguments: argparse.Namespace) -> Backend:
+    """What the options say about where fits run."""
+    return Backend(
+        arguments.backend,
+        n_jobs=arguments.n_jobs,
+        scheduler=arguments.scheduler,
+        workers=arguments.workers,
+        hosts=arguments.hosts,
+        fit_timeout_s=arguments.fit_timeout,
+        allow_version_skew=arguments.allow_version_skew,
+        worker_folder=arguments.worker_folder,
+    )
+
+
+@contextmanager
+def open_backend(arguments: argparse.Namespace) -> Iterator[Place]:
+    """Open the back end once for all classifiers, and say where to watch a cluster."""
+    with backend(arguments).open() as place:
+        if arguments.backend != "loky":
+            print(place.describe(), file=sys.stderr)
+        yield place
 
 
 def build_merge_parser() -> argparse.ArgumentParser:
@@ -170,7 +251,7 @@ def build_evaluate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", help="name of the run")
     parser.add_argument("--folder", default=FOLDER, help=f"folder of runs (default {FOLDER})")
-    parser.add_argument("--n-jobs", type=int, default=1, metavar="N", help="processes; -1 for all")
+    add_backend_options(parser)
     parser.add_argument("--export", metavar="FILE", help="classify function of the best to write")
     parser.add_argument("--plot", metavar="FILE", help="picture of records and boundaries")
     return parser
@@ -192,14 +273,19 @@ def tune(arguments: argparse.Namespace) -> int:
         file.write(rows.manifest.to_json())
     before = interrupt_on_terminate()
     try:
-        results = [
-            (name, tune_one(name, grids[name], job, rows, folder, arguments.n_jobs))
-            for name in job["classifier"]
-        ]
+        with open_backend(arguments) as place:
+            results = [
+                (name, tune_one(name, grids[name], job, rows, folder, place))
+                for name in job["classifier"]
+            ]
     except KeyboardInterrupt:
         say_how_to_continue(arguments, folder)
         return 130
-    except ValueError:
+    except ConnectionError as error:
+        print(f"parameters.py: error: {error}", file=sys.stderr)
+        say_how_to_continue(arguments, folder)
+        return 2
+    except (ValueError, ImportError):
         if begun:
             folder.forget()
         raise
@@ -306,7 +392,7 @@ def tune_one(
     job: Mapping[str, Any],
     rows: detector.Detector,
     folder: RunFolder,
-    n_jobs: int,
+    place: Place,
     refit: bool = False,
 ) -> TuningResult:
     """Tune one classifier of the run."""
@@ -314,7 +400,7 @@ def tune_one(
         family(name).make(),
         grid,
         cv=folds(job),
-        n_jobs=n_jobs,
+        backend=place,
         scoring=job["scoring"],
         search=job["search"],
         search_options={} if job["trials"] is None else {"n_trials": job["trials"]},
@@ -440,9 +526,14 @@ def say_how_to_continue(arguments: argparse.Namespace, folder: RunFolder) -> Non
 
 def options_again(arguments: argparse.Namespace) -> str:
     """Options that the next command on this run needs, too."""
-    jobs = "" if arguments.n_jobs == 1 else f" --n-jobs {arguments.n_jobs}"
-    more = "" if arguments.folder == FOLDER else f" --folder {shlex.quote(arguments.folder)}"
-    return jobs + more
+    standard = vars(build_evaluate_parser().parse_args([""]))
+    again = ""
+    for name in AGAIN:
+        value = getattr(arguments, name)
+        if value != standard[name]:
+            again += f" --{name.replace('_', '-')}"
+            again += "" if value is True else f" {shlex.quote(str(value))}"
+    return again
 
 
 def restore_terminate(handler: Any) -> None:
@@ -461,9 +552,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     rows = load(job)
     grids = grids_from_text(job["grids"])
     judged = []
-    for name in job["classifier"]:
-        result = tune_one(name, grids[name], job, rows, folder, arguments.n_jobs, refit=True)
-        judged.append((name, result, rows.evaluate()))
+    with open_backend(arguments) as place:
+        for name in job["classifier"]:
+            result = tune_one(name, grids[name], job, rows, folder, place, refit=True)
+            judged.append((name, result, rows.evaluate()))
     judged.sort(key=lambda entry: -entry[1].best_score_)
     show_evaluations(judged, job["scoring"], injected=len(rows.manifest) > 0)
     store_evaluations(folder, judged)

@@ -5,4 +5,13 @@ from anomaly.tuning.engine import TuningResult, estimate, tune
 from anomaly.tuning.families import FAMILIES, Family, family
 from anomaly.tuning.log import RunFolder
 
-__all__ = ["FAMILIES", "Backend", "Family", "RunFolder", "TuningResult", "estimate", "family", "tune"]
+__all__ = [
+    "FAMILIES",
+    "Backend",
+    "Family",
+    "RunFolder",
+    "TuningResult",
+    "estimate",
+    "family",
+    "tune",
+]

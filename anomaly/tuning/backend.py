@@ -69,7 +69,9 @@ class Backend:
             Naming the option.
         """
         if self.name not in BACKENDS:
-            raise ParameterError(f"backend must be one of {', '.join(BACKENDS)}, got {self.name!r}")
+            raise ParameterError(
+                f"backend must be one of {', '.join(BACKENDS)}, got {self.name!r}"
+            )
         if self.fit_timeout_s is not None and not self.fit_timeout_s > 0:
             raise ParameterError(
                 f"fit_timeout_s must be more than 0 seconds, got {self.fit_timeout_s!r}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib
 import logging
 import queue
 import re
@@ -27,7 +28,6 @@ from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
 
 from anomaly.errors import AnomalyError, DataError, ParameterError, require
 from anomaly.tuning import remote
@@ -45,7 +45,7 @@ from anomaly.tuning.workers import Outcome, Workers
 _LOOK_S = 0.5
 _ANSWER_S = 15.0
 # A unit that is out for longer than this is given to an idle worker as well.
-_STRAGGLES_S = 1.0
+_STRAGGLES_S = 3.0
 # Losses of whole workers after which a unit is given up: they are seldom its fault.
 LOSSES = 5
 
@@ -70,9 +70,8 @@ def open_cluster(backend: Backend) -> Iterator[Cluster]:
     distributed = require("distributed", "dask")
     with ExitStack() as stack:
         if backend.hosts is not None:
-            from anomaly.tuning.hosts import start_hosts
-
-            address = stack.enter_context(start_hosts(backend.hosts))
+            hosts = importlib.import_module("anomaly.tuning.hosts")
+            address = stack.enter_context(hosts.start_hosts(backend.hosts))
         elif backend.workers is not None:
             # The fits run below the workers, whose own memory says nothing then.
             address = stack.enter_context(
@@ -244,7 +243,7 @@ class DaskWorkers(Workers):
     def close(self, kill: bool = False) -> None:
         """Let go of what is still under way, and end the log."""
         for worker in self._workers.values():
-            for flight in worker.flights:
+            for flight in list(worker.flights):
                 self._let_go(flight)
         if self._writer is not None:
             self._writer.close()

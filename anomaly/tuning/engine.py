@@ -404,6 +404,9 @@ class Evaluator:
         place = place or LocalPlace(Backend())
         self._workers = place.workers(data, self._folder, library_versions(self.classifier))
         self._reporter = reporter or reporting.Silent()
+        if self._folder is not None:
+            name, where = place.backend.name, place.describe()
+            self._reporter = reporting.Heartbeat(self._folder.path, self._reporter, name, where)
         self._scores: dict[str, dict[str, Any]] = {}
         self._best = math.nan
         self._started = False
@@ -564,7 +567,7 @@ class Evaluator:
                 score = self._score(record.scores)
                 if not score <= self._best and not math.isnan(score):
                     self._best = score
-        self._reporter.advance(len(outcome.records), total, self._best)
+        self._reporter.advance(len(outcome.records), total, self._best, outcome.host)
 
 
 def _plan_name(classifier: Any) -> str:

@@ -146,9 +146,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     _die_first()
-    with Connection(int(sys.argv[1])) as pipe, one_thread():
-        with contextlib.suppress(EOFError, BrokenPipeError):
-            _serve(pipe)
+    gone = contextlib.suppress(EOFError, BrokenPipeError)
+    with Connection(int(sys.argv[1])) as pipe, one_thread(), gone:
+        _serve(pipe)
 
 
 def _serve(pipe: Connection) -> None:

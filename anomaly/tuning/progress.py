@@ -1,11 +1,44 @@
-"""How far a search is: a bar on a terminal, a plain line every minute elsewhere."""
+"""How far a search is: a bar on a terminal, a plain line every minute elsewhere.
+
+A run with a folder also keeps ``progress.json`` there, for other shells and
+hosts. It is replaced as a whole, at most every two seconds and at the end of a
+search, by the process that advanced last::
+
+    {
+     "format": 1,
+     "state": "running",          # or "ended", "stopped" (an error or Ctrl-C)
+     "search": "AdaBoostClassifier",
+     "done": 120, "total": 900,   # fits of this search, those from the log included
+     "resumed": 20,               # those that came from the log
+     "best": 0.93,                # best score so far, null before the first
+     "fits_per_s": 12.5, "left_s": 62.4,            # null before the first fit
+     "hosts": {"node1": {"fits": 100, "fits_per_s": 12.5}},
+     "backend": "dask", "place": "Dask scheduler tcp://…, dashboard http://…",
+     "host": "laptop", "pid": 4711,                 # the process that writes
+     "begun": 1767225600.0, "when": 1767225608.0    # seconds since 1970, UTC
+    }
+
+``hosts`` counts the fits that each host has made since ``begun``.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import socket
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 from typing import IO, Any, Protocol
+
+from anomaly.files import write_aside
+
+# Seconds between two states of a run in its folder.
+_BEAT_S = 2.0
+# Hosts whose rate is shown, the busiest ones.
+_HOSTS_SHOWN = 4
 
 
 class Progress(Protocol):
@@ -14,8 +47,8 @@ class Progress(Protocol):
     def start(self, name: str, total: int, done: int) -> None:
         """A search of ``total`` fits begins; ``done`` of them are in the log already."""
 
-    def advance(self, fits: int, total: int, best: float) -> None:
-        """So many more fits are done; ``total`` may have changed."""
+    def advance(self, fits: int, total: int, best: float, host: str = "") -> None:
+        """So many more fits are done, by this host; ``total`` may have changed."""
 
     def stop(self) -> None:
         """The search is over, however it ended."""
@@ -27,7 +60,7 @@ class Silent:
     def start(self, name: str, total: int, done: int) -> None:
         """Do nothing."""
 
-    def advance(self, fits: int, total: int, best: float) -> None:
+    def advance(self, fits: int, total: int, best: float, host: str = "") -> None:
         """Do nothing."""
 
     def stop(self) -> None:
@@ -61,12 +94,14 @@ class Lines:
         """Begin to count."""
         self.name, self.done, self.total, self.best = name, done, total, math.nan
         self.fresh = 0
+        self.hosts: Counter[str] = Counter()
         self.begun = self.said = time.monotonic()
 
-    def advance(self, fits: int, total: int, best: float) -> None:
+    def advance(self, fits: int, total: int, best: float, host: str = "") -> None:
         """Count, and say so when it is time."""
         self.done, self.total, self.best = self.done + fits, total, best
         self.fresh += fits
+        self.hosts[host] += fits
         if time.monotonic() - self.said >= self.every_s:
             self.said = time.monotonic()
             print(self.line(), file=self.file or sys.stderr, flush=True)
@@ -76,12 +111,31 @@ class Lines:
 
     def line(self) -> str:
         """The state of the search in one line."""
-        rate = self.fresh / max(time.monotonic() - self.begun, 1e-9)
-        left = clock((self.total - self.done) / rate) if rate else "?"
+        left = clock((self.total - self.done) / self.rate) if self.fresh else "?"
         return (
-            f"{self.name}: {self.done} of {self.total} fits, {rate:.1f} fits/s, "
+            f"{self.name}: {self.done} of {self.total} fits, {self.rates()}, "
             f"{left} left, best {self.best:.4f}"
         )
+
+    @property
+    def rate(self) -> float:
+        """Fits per second since the search began here."""
+        return self.fresh / self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the search began here."""
+        return max(time.monotonic() - self.begun, 1e-9)
+
+    def rates(self) -> str:
+        """Fits per second, and those of each host if there are several."""
+        text = f"{self.rate:.1f} fits/s"
+        if len(self.hosts) < 2:
+            return text
+        most = self.hosts.most_common(_HOSTS_SHOWN)
+        each = [f"{host or 'log'} {fits / self.seconds:.1f}" for host, fits in most]
+        more = len(self.hosts) - len(most)
+        return f"{text} ({', '.join(each)}{f', {more} more' if more else ''})"
 
 
 class Bar:
@@ -107,22 +161,86 @@ class Bar:
         )
         self.bar.start()
 
-    def advance(self, fits: int, total: int, best: float) -> None:
+    def advance(self, fits: int, total: int, best: float, host: str = "") -> None:
         """Move the bar."""
-        self.lines.advance(fits, total, best)
-        rate = self.lines.fresh / max(time.monotonic() - self.lines.begun, 1e-9)
+        self.lines.advance(fits, total, best, host)
         self.bar.update(
             self.task,
             total=total,
             completed=self.lines.done,
-            rate=f"{rate:.1f} fits/s",
-            left=clock((total - self.lines.done) / rate) if rate else "?",
+            rate=self.lines.rates(),
+            left=clock((total - self.lines.done) / self.lines.rate) if self.lines.fresh else "?",
             best=f"{best:.4f}",
         )
 
     def stop(self) -> None:
         """Leave the bar as it is."""
         self.bar.stop()
+
+
+class Heartbeat:
+    """Passes everything on, and keeps ``progress.json`` in the folder of a run.
+
+    Parameters
+    ----------
+    folder : Path
+    reporter : Progress
+    backend, place : str
+        Name of the back end, and where its fits run.
+    """
+
+    def __init__(self, folder: Path, reporter: Progress, backend: str, place: str) -> None:
+        self.path = folder / "progress.json"
+        self.reporter = reporter
+        self.lines = Lines(every_s=math.inf)
+        self.place = {"backend": backend, "place": place, "host": socket.gethostname()}
+        self.wrote = -math.inf
+
+    def start(self, name: str, total: int, done: int) -> None:
+        """Begin to count."""
+        self.reporter.start(name, total, done)
+        self.lines.start(name, total, done)
+        self.resumed, self.begun = done, time.time()
+        self._write("running")
+
+    def advance(self, fits: int, total: int, best: float, host: str = "") -> None:
+        """Count, and write when it is time."""
+        self.reporter.advance(fits, total, best, host)
+        self.lines.advance(fits, total, best, host or self.place["host"])
+        if time.monotonic() - self.wrote >= _BEAT_S:
+            self._write("running")
+
+    def stop(self) -> None:
+        """Write how it ended: with all fits done, or before."""
+        self.reporter.stop()
+        self._write("ended" if self.lines.done >= self.lines.total else "stopped")
+
+    def _write(self, state: str) -> None:
+        lines, seconds = self.lines, self.lines.seconds
+        left = (lines.total - lines.done) / lines.rate if lines.fresh else None
+        entry = {
+            "format": 1,
+            "state": state,
+            "search": lines.name,
+            "done": lines.done,
+            "total": lines.total,
+            "resumed": self.resumed,
+            "best": None if math.isnan(lines.best) else lines.best,
+            "fits_per_s": lines.rate if lines.fresh else None,
+            "left_s": left,
+            "hosts": {
+                host: {"fits": fits, "fits_per_s": fits / seconds}
+                for host, fits in sorted(lines.hosts.items())
+            },
+            **self.place,
+            "pid": os.getpid(),
+            "begun": self.begun,
+            "when": time.time(),
+        }
+        with write_aside(self.path) as file:
+            json.dump(entry, file, indent=1)
+            file.write("\n")
+        self.wrote = time.monotonic()
 
 
 def choose(progress: Any) -> Progress:

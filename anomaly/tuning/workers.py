@@ -26,7 +26,7 @@ from threadpoolctl import ThreadpoolController
 from anomaly.errors import DataError
 from anomaly.tuning.folds import Folds
 from anomaly.tuning.log import LogReader, LogWriter, RunFolder
-from anomaly.tuning.units import Fit, Record, Unit, can_join, failed_records, join_units, run_unit
+from anomaly.tuning.units import Record, Unit, can_join, failed_records, join_units, run_unit
 
 # Deaths of its worker after which a unit is given up.
 DEATHS = 2
@@ -296,9 +296,7 @@ class LocalWorkers(Workers):
         late = [f for f, one in running.items() if one.unit is not None and one.begun <= over]
         return list(done.union(late))
 
-    def _settle(
-        self, future: Future[Any], one: _Running, units: deque[Unit]
-    ) -> Iterator[Outcome]:
+    def _settle(self, future: Future[Any], one: _Running, units: deque[Unit]) -> Iterator[Outcome]:
         if not future.done():
             pool, self._pools[one.slot] = self._pools[one.slot], None
             if pool is not None:

@@ -26,7 +26,7 @@ from threadpoolctl import ThreadpoolController
 from anomaly.errors import DataError
 from anomaly.tuning.folds import Folds
 from anomaly.tuning.log import LogReader, LogWriter, RunFolder
-from anomaly.tuning.units import Record, Unit, can_join, failed_records, join_units, run_unit
+from anomaly.tuning.units import Fit, Record, Unit, can_join, failed_records, join_units, run_unit
 
 # Deaths of its worker after which a unit is given up.
 DEATHS = 2

@@ -9,7 +9,7 @@ import hmac
 import logging
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -121,7 +121,7 @@ class Guard:
     def _check_origin(self, scope: Scope, headers: dict[str, str]) -> None:
         """A web page elsewhere must not speak through a visitor's browser."""
         host = headers.get("host", "")
-        if not self.settings.tokens and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if not self.settings.tokens and not is_loopback(_split(f"//{host}").hostname or ""):
             raise RequestError(
                 403,
                 f"host {host[:80]!r} is not this machine's own; without a token only "
@@ -129,7 +129,7 @@ class Guard:
                 kind="host",
             )
         origin = headers.get("origin")
-        if origin and scope["method"] not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
+        if origin and scope["method"] not in ("GET", "HEAD") and _split(origin).netloc != host:
             raise RequestError(403, "a page of another origin may not do this", kind="origin")
 
     def _check_token(self, scope: Scope, headers: dict[str, str]) -> None:
@@ -196,6 +196,14 @@ def role_for(method: str, path: str) -> str:
     if method in ("GET", "HEAD", "OPTIONS") or path in _READING_POSTS:
         return "read"
     return "write"
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of a URL, none if it is no URL, such as one with half a bracket."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _token_in(header: str) -> str:

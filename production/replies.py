@@ -48,7 +48,7 @@ HTM_PATH = "/api/HTM/v1.0/"
 _TITLES = {
     400: "The request is malformed",
     401: "A token is needed",
-    403: "The token does not allow this",
+    403: "This is not allowed",
     404: "There is nothing of this name",
     405: "The method does not apply here",
     408: "The request took too long",

@@ -22,17 +22,24 @@ def free_port() -> int:
 
 
 class ServiceProcess:
-    """Started on entry, killed on exit; state, database and models live in one folder."""
+    """Started on entry, killed on exit; state, database and models live in one folder.
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    ``before`` is Python to run in the process first, to make its limits small.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, before: str = "", **environment: str
+    ) -> None:
         self.folder = folder
+        start = "import sys; from production.service import main; sys.exit(main())"
+        self.program = ["-c", f"{before}; {start}"] if before else ["-m", "production.service"]
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.arguments = arguments
         self.environment = environment
 
     def start(self) -> ServiceProcess:
-        command = [sys.executable, "-m", "production.service", "--port", str(self.port)]
+        command = [sys.executable, *self.program, "--port", str(self.port)]
         self.log = (self.folder / "log.txt").open("ab")
         self.process = subprocess.Popen(
             [*command, *self.arguments],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import random
 import sqlite3
 import threading
 
+import httpx2 as httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -13,6 +17,9 @@ from anomaly.purchases import EventLog, make_network, simulate
 from production import purchase_store
 from production.service import create_app
 from production.settings import Bounds, Settings
+from tests.service_process import ServiceProcess
+
+KILLS = max(1, int(os.environ.get("ANOMALY_TEST_KILLS", "2")) // 2)
 
 
 def client_of(folder, **changes):
@@ -91,6 +98,49 @@ def test_flags_are_those_of_a_log_run_through_restarts_and_snapshots(tmp_path, m
             ]
     assert flagged == expected
     assert expected
+
+
+def test_kill_at_any_moment_loses_no_answered_batch_and_applies_none_twice(tmp_path):
+    """Oracle: the same events through the log reader, in one process that nobody interrupts."""
+    simulate(n_users=60, n_batch=0, n_stream=2000, random_state=4).write(tmp_path)
+    lines = (tmp_path / "stream_log.json").read_bytes().splitlines()
+    batches = [b"\n".join(lines[i : i + 20]) for i in range(0, len(lines), 20)]
+    small = "from production import purchase_store; purchase_store.SNAPSHOT_EVENTS = 100"
+    rng = random.Random(3)
+    texts: list[str] = []
+    for left in reversed(range(KILLS + 1)):
+        with ServiceProcess(tmp_path, before=small) as service:
+            killer = threading.Timer(rng.uniform(0, 0.03), service.kill)
+            last = len(texts) + rng.randrange(5, 25) if left else len(batches)
+            with contextlib.suppress(httpx.TransportError):
+                send_batches(service.url, batches[:last], texts)
+                if left:
+                    killer.start()
+                send_batches(service.url, batches, texts)
+            if left:
+                killer.join()
+    flagged = [
+        f'{line.decode()[:-1]}, "mean": "{a["mean"]}", "sd": "{a["sd"]}"}}'.encode()
+        for line, a in zip(lines, map(json.loads, "".join(texts).splitlines()), strict=True)
+        if a.get("flagged")
+    ]
+    assert flagged == list(
+        EventLog(make_network(2, 50), judge=True).feed(b"\n".join([*lines, b""]))
+    )
+    assert flagged
+
+
+def send_batches(url, batches, texts):
+    """Send batches that were not answered yet, and two that were; keep the answers."""
+    with httpx.Client(base_url=url, timeout=30) as client:
+        client.put("/v1/purchases/a", json={"degree": 2, "window_size": 50})
+        for number in range(max(0, len(texts) - 2), len(batches)):
+            key = {"Idempotency-Key": f"batch-{number}"}
+            reply = client.post("/v1/purchases/a", content=batches[number], headers=key)
+            assert reply.status_code == 200, reply.text
+            if number == len(texts):
+                texts.append(reply.text)
+            assert reply.text == texts[number]
 
 
 def test_a_fault_in_a_line_refuses_the_batch_and_names_the_line(client):

@@ -223,7 +223,9 @@ def build_core(sources: Path, core: Path) -> None:
     if not files:
         raise RefusedError(what + "its sources were not sent: install anomaly there")
     if shutil.which(compiler[0]) is None:
-        raise RefusedError(f"{what}there is no C compiler {compiler[0]!r} (Debian: apt install gcc)")
+        raise RefusedError(
+            f"{what}there is no C compiler {compiler[0]!r} (Debian: apt install gcc)"
+        )
     if not Path(include, "Python.h").exists():
         raise RefusedError(
             f"{what}{include}/Python.h is missing (Debian: apt install python3-dev)"

@@ -157,8 +157,8 @@ def pack(trees: Mapping[str, Path]) -> bytes:
         If the files are too large to be code.
     """
     files = {
-        (name if path.is_file() else f"{name}/{inner}").replace(name, path.name, 1): each
-        for name, path in trees.items()
+        (inner if path.is_file() else f"{path.name}/{inner}"): each
+        for path in trees.values()
         for inner, each in arrival.tree_files(path)
     }
     package = trees["anomaly"]
@@ -251,7 +251,10 @@ def _carried(kind: str, present: frozenset[str], arguments: Mapping[str, Any]) -
     from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
     made = "(exec(text, scope := {'__name__': 'anomaly_arrival'}), scope['plugin'](*given))[1]"
-    given = {"text": Path(arrival.__file__).read_text("utf-8"), "given": (kind, present, arguments)}
+    given = {
+        "text": Path(arrival.__file__).read_text("utf-8"),
+        "given": (kind, present, arguments),
+    }
 
     class ForWorkers(WorkerPlugin):
         def __reduce__(self) -> Any:

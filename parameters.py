@@ -24,7 +24,7 @@ import detector
 from anomaly.errors import AnomalyError, ParameterError
 from anomaly.evaluation import INJECTED_NOTE
 from anomaly.files import write_aside
-from anomaly.tuning import RunFolder, TuningResult, estimate, family
+from anomaly.tuning import RunFolder, TuningResult, estimate, family, fetch, status
 from anomaly.tuning.backend import BACKENDS, Backend, Place
 from anomaly.tuning.folds import fingerprint_rows
 from anomaly.tuning.grids import Grids, grids_from_text, grids_to_text, load_grids
@@ -75,6 +75,10 @@ examples:
       join the logs of all processes and hosts into params/faults.out
   python parameters.py evaluate faults --export anomaly_classifier.clf
       fit the winners on the training half, judge them on the held-out half, export the best
+  python parameters.py status faults
+      how far a run is, from any shell; also user@host:path/faults
+  python parameters.py fetch user@host:path/faults
+      copy a run back from a server, and check that every fit has come
 """
 
 # What defines a run. --resume takes all of it from the run itself.
@@ -635,6 +639,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return merge(build_merge_parser().parse_args(given[1:]))
         if given[:1] == ["evaluate"]:
             return evaluate(build_evaluate_parser().parse_args(given[1:]))
+        if given[:1] == ["status"]:
+            return status.main(given[1:])
+        if given[:1] == ["fetch"]:
+            return fetch.main(given[1:])
         return tune(build_parser().parse_args(given))
     except (AnomalyError, OSError, ValueError) as error:
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)

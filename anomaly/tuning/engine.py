@@ -400,7 +400,7 @@ class Evaluator:
         self._prefix = json.dumps(self._plan, sort_keys=True)
         self._reader = None if self._folder is None else LogReader(self._folder)
         if self._folder is not None:
-            self._folder.agree(_plan_name(self.classifier), self._plan)
+            self._folder.agree(plan_name(self.classifier), self._plan)
         place = place or LocalPlace(Backend())
         self._workers = place.workers(data, self._folder, library_versions(self.classifier))
         self._reporter = reporter or reporting.Silent()
@@ -495,8 +495,7 @@ class Evaluator:
         }
 
     def _key(self, candidate: Candidate, fold: int, split: str, samples: int | None) -> str:
-        text = f"{self._prefix}\n{candidate.text}\n{fold} {split} {samples}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fit_key(self._prefix, candidate.text, fold, split, samples)
 
     def _missing(
         self,
@@ -570,7 +569,13 @@ class Evaluator:
         self._reporter.advance(len(outcome.records), total, self._best, outcome.host)
 
 
-def _plan_name(classifier: Any) -> str:
+def fit_key(prefix: str, text: str, fold: int, split: str, samples: int | None = None) -> str:
+    """Key of a line of the log: of a plan's JSON, a candidate's text, and where it is tried."""
+    named = f"{prefix}\n{text}\n{fold} {split} {samples}"
+    return hashlib.sha256(named.encode()).hexdigest()[:16]
+
+
+def plan_name(classifier: Any) -> str:
     """What is tuned, whatever its seed."""
     params = classifier.get_params(deep=False)
     unseeded = (

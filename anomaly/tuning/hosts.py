@@ -123,11 +123,11 @@ def read_hosts(path: str | os.PathLike[str]) -> HostFile:
     >>> from anomaly.tuning.hosts import read_hosts
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = pathlib.Path(folder, "hosts.txt")
-    ...     _ = file.write_text("ann@big:2222 workers=8  # the big one\\nsmall python=/opt/bin/py\\n")
+    ...     _ = file.write_text("ann@big:2222 workers=8  # fast\\nsmall python=/opt/py\\n")
     ...     for host in read_hosts(file).hosts:
     ...         print(host, host.user, host.workers, host.python)
     big:2222 ann 8 python3
-    small None None /opt/bin/py
+    small None None /opt/py
     """
     hosts: list[Host] = []
     settings: dict[str, Any] = {}
@@ -361,7 +361,7 @@ class _Cluster:
                     **{name: value for name, value in options.items() if value is not None},
                 )
             )
-        except (OSError, self.asyncssh.Error, asyncio.TimeoutError) as error:
+        except (OSError, self.asyncssh.Error) as error:
             raise ParameterError(f"{host}: {self._why(host, error)}") from None
         asked = await connection.run(f"{_command(host.python)} -c {shlex.quote(_PROBE)}")
         if asked.exit_status:
@@ -372,16 +372,16 @@ class _Cluster:
         found = json.loads(asked.stdout.strip().splitlines()[-1])
         if found["missing"]:
             raise ParameterError(
-                f"{host}: {host.python} has no {', '.join(found['missing'])}; install the versions "
-                "of this machine there, or name another with python=/path"
+                f"{host}: {host.python} has no {', '.join(found['missing'])}; install the "
+                "versions of this machine there, or name another with python=/path"
             )
         return _Started(host, connection, host.workers or found["cores"])
 
     def _why(self, host: Host, error: BaseException) -> str:
         if isinstance(error, self.asyncssh.HostKeyNotVerifiable):
             return (
-                f"its key is not in ~/.ssh/known_hosts or has changed; compare it and connect once "
-                f"with: ssh {host.name}"
+                f"its key is not in ~/.ssh/known_hosts or has changed; compare it and connect "
+                f"once with: ssh {host.name}"
             )
         if isinstance(error, self.asyncssh.PermissionDenied):
             return f"it accepts no key of this user; put one there with: ssh-copy-id {host.name}"

@@ -31,7 +31,7 @@ from anomaly.tuning.literals import PACKAGES, from_literal, to_literal
 from anomaly.tuning.units import Record
 
 _KEY = re.compile(rb"'key': '([0-9a-f]{16})'")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 def format_line(record: Record) -> str:
@@ -120,7 +120,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.name = self.path.name
-        if not _NAME.fullmatch(self.name):
+        if not RUN_NAME.fullmatch(self.name):
             raise ParameterError(
                 "the name of a run is made of letters, digits, '_', '-' and '.', "
                 f"got {self.name!r}"
@@ -174,7 +174,7 @@ class RunFolder:
             if name not in plans:
                 self.note(plans=plans | {name: plan})
                 return
-        differences = list(_differences(plans[name], plan))
+        differences = list(plan_differences(plans[name], plan))
         if differences:
             raise ParameterError(
                 f"run {self.name!r} cannot be continued: {'; '.join(differences)}; "
@@ -396,10 +396,10 @@ def _try_lock(handle: int) -> bool:
     return True
 
 
-def _differences(was: Any, now: Any, where: str = "") -> Iterator[str]:
+def plan_differences(was: Any, now: Any, where: str = "") -> Iterator[str]:
     """Every leaf that differs between two plans, in words."""
     if isinstance(was, dict) and isinstance(now, dict):
         for name in sorted(was.keys() | now.keys()):
-            yield from _differences(was.get(name), now.get(name), name)
+            yield from plan_differences(was.get(name), now.get(name), name)
     elif was != now:
         yield f"{where} was {was}, is {now}"

@@ -135,7 +135,8 @@ def take(mirror: Path, folder: Path, address: RunAddress) -> MergeReport:
     plans = there.get("plans", {}) | here.get("plans", {})
     mine.note(**(there | here | {"plans": plans}))
     for path in (mirror / address.run).glob("*.json"):
-        if not (mine.path / path.name).exists() and path.is_file():
+        is_here = (mine.path / path.name).exists() or path.name == "progress.json"
+        if path.is_file() and not is_here:
             with write_aside(mine.path / path.name, "wb") as file:
                 file.write(path.read_bytes())
     _add_lines(theirs, mine, mirror.name.rpartition("-")[2])

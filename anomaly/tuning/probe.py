@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import socket
 import sys
 import time
 import zlib
@@ -23,7 +24,6 @@ _KEY = re.compile(rb"'key': '([0-9a-f]{16})'")
 _COUNTS = re.compile(rb"'tn': (\d+), 'fp': (\d+), 'fn': (\d+), 'tp': (\d+)")
 _SECONDS = re.compile(rb"'(?:fit|predict)_seconds': ([0-9.e+-]+)")
 _FAILED = re.compile(rb"'failed': ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")")
-_ESTIMATOR = re.compile(rb"'estimator': '([^']*)'")
 
 
 def probe(path: str) -> dict[str, Any]:
@@ -33,10 +33,11 @@ def probe(path: str) -> dict[str, Any]:
     -------
     dict
         ``plan`` and ``progress`` (``run.json`` and ``progress.json``, None where
-        absent), ``now`` (seconds), ``files`` (``name``, ``host``, ``is_open`` while
-        its process lives, ``changed``), ``fits`` by key (number of the file, the
-        four counts or None, seconds), ``failed`` reasons by key and ``estimators``,
-        the number of fits by name.
+        absent); ``is_alive``, whether the process that wrote the latter lives
+        (None if it was on another host); ``now`` (seconds); ``files`` (``name``,
+        ``host``, ``is_open`` while its process lives, ``changed``); ``fits`` by key
+        (number of the file, the four counts or None, seconds); ``failed``
+        reasons by key.
     """
     folder = Path(path)
     found: dict[str, Any] = {
@@ -46,8 +47,8 @@ def probe(path: str) -> dict[str, Any]:
         "files": [],
         "fits": {},
         "failed": {},
-        "estimators": {},
     }
+    found["is_alive"] = _is_alive(found["progress"])
     merged = folder.parent / f"{folder.name}.out"
     own = sorted(folder.glob(f"{folder.name}.*.out.tmp"))
     for file in [merged, *own]:
@@ -60,6 +61,19 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _is_alive(progress: Any) -> Any:
+    """Whether a process of this host lives."""
+    if not progress or progress.get("host") != socket.gethostname():
+        return None
+    try:
+        os.kill(int(progress["pid"]), 0)
+    except PermissionError:  # it is another user's
+        return True
+    except (OSError, KeyError, ValueError):
+        return False
+    return True
 
 
 def _read_log(path: Path, run: str, found: dict[str, Any]) -> None:
@@ -106,10 +120,6 @@ def _take(scores: bytes, number: int, found: dict[str, Any]) -> None:
     failed = _FAILED.search(scores)
     if failed is not None:
         found["failed"][name] = str(ast.literal_eval(failed[1].decode(errors="replace")))
-    estimator = _ESTIMATOR.search(scores)
-    if estimator is not None:
-        title = estimator[1].decode(errors="replace")
-        found["estimators"][title] = found["estimators"].get(title, 0) + 1
 
 
 def main() -> None:

@@ -74,7 +74,12 @@ class RunStatus:
         Seconds to the end at that rate.
     failed : dict of str to int
         Reason to number of fits.
-    dashboard : str or None
+    place : str or None
+        Where its fits run, and the dashboard of Dask.
+    others : int
+        Lines that belong to no fit of the plan's grids.
+    missing : dict of str to int
+        Lines to come, by classifier.
     """
 
     run: str
@@ -83,7 +88,7 @@ class RunStatus:
     hosts: dict[str, float]
     left_s: float | None
     failed: dict[str, int]
-    dashboard: str | None
+    place: str | None
     others: int = 0
     missing: dict[str, int] = field(default_factory=dict)
 
@@ -177,7 +182,7 @@ def summarise(run: str, found: Mapping[str, Any]) -> RunStatus:
         hosts=hosts,
         left_s=round(left / rate, 1) if rate and state == "running" else None,
         failed=dict(Counter(found["failed"].values()).most_common()),
-        dashboard=progress.get("dashboard") if state == "running" else None,
+        place=progress.get("place") if state == "running" else None,
         others=len(found["fits"]) - seen,
         missing=missing,
     )
@@ -208,17 +213,20 @@ def _summarise_search(expected: Expected, fits: Mapping[str, Any], score: Any) -
 
 def _state(found: Mapping[str, Any], missing: Mapping[str, int]) -> str:
     progress = found["progress"] or {}
-    is_fresh = found["now"] - float(progress.get("time", 0)) < _FRESH_S
-    if (is_fresh and not progress.get("ended")) or any(f["is_open"] for f in found["files"]):
+    lives = found["is_alive"]
+    if lives is None:  # its host does not answer for it, but it was heard of lately
+        lives = found["now"] - float(progress.get("when", 0)) < _FRESH_S
+    beats = lives and progress.get("state") == "running"
+    if beats or any(file["is_open"] for file in found["files"]):
         return "running"
     return "finished" if found["plan"].get("answer") and not missing else "stopped"
 
 
 def _rates(found: Mapping[str, Any]) -> dict[str, float]:
     """Fits per second of every host at work: as noted, or by the seconds in the log."""
-    noted = (found["progress"] or {}).get("hosts")
-    if noted:
-        return {str(host): float(rate) for host, rate in noted.items()}
+    progress = found["progress"] or {}
+    if progress.get("state") == "running" and progress.get("hosts"):
+        return {str(h): round(each["fits_per_s"], 3) for h, each in progress["hosts"].items()}
     fits: Counter[int] = Counter()
     seconds: Counter[int] = Counter()
     for number, _, took in found["fits"].values():
@@ -261,6 +269,6 @@ def show(status: RunStatus) -> None:
         print(f"{status.others} other fits in the log, of an adaptive search or a former grid")
     for reason, number in list(status.failed.items())[:10]:
         print(f"{number} failed: {reason}")
-    if status.dashboard:
-        print(f"dashboard: {status.dashboard}")
+    if status.place:
+        print(f"on: {status.place}")
     sys.stdout.flush()

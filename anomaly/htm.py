@@ -110,8 +110,10 @@ class HTMDetector(StreamDetector):
         Learning rate of the prediction.
     window_size, likelihood_lag, likelihood_period, skip : optional
         As in `TileDetector`.
-    mean_floor, variance_floor : float, default=0.01, 0.001
-        Least mean and variance of the raw score that are assumed.
+    mean_floor, variance_floor : float, default=0.06, 0.001
+        Least mean and variance of the raw score that are assumed. With these, two of
+        the last ten records must be wholly new for an alarm, however well the stream
+        was predicted before.
     deviation_scale : float, default=4.5
         Deviation of the raw score from its past that is an alarm.
     range_scale : float, default=0.05
@@ -238,7 +240,7 @@ class HTMDetector(StreamDetector):
         likelihood_lag: int = 50,
         likelihood_period: float = 4000,
         skip: float = 0.8,
-        mean_floor: float = 0.01,
+        mean_floor: float = 0.06,
         variance_floor: float = 0.001,
         deviation_scale: float = 4.5,
         range_scale: float = 0.05,

@@ -314,7 +314,7 @@ class OracleHTM:
         for f in range(n_fields):
             self.set_range(f, *(value_range if self.buffer is None else (0.0, 1.0)))
         self.ranges = [Range(range_period) for _ in range(n_fields)]
-        self.past = Likelihood(0.01, 0.001, 4000)
+        self.past = Likelihood(0.06, 0.001, 4000)
         self.alarm = Alarm(4.5, 0.05, 0.0, 3000, int(40 + 0.2 * self.L))
         self.unpredicted, self.recent = [], []
         self.segments, self.free = {}, list(range(self.max_segments))  # the next free one first

@@ -339,7 +339,8 @@ def _check_same(out: str, found: dict[str, Any], model: str, options: dict[str, 
         then = found.get("options", {}).get(name)
         if then != now:
             raise ParameterError(
-                f"{out} was scored with {name} {_shown(then)}, now {_shown(now)}; {advice}"
+                f"{out} was scored with --{name.replace('_', '-')} {_shown(then)}, "
+                f"now {_shown(now)}; {advice}"
             )
 
 
@@ -497,6 +498,7 @@ class Run:
                     self._note(part, ended)
         finally:
             self.meter.stop()
+        _sweep(self.options.out, set(self.manifest.owners()))
 
     def _until_stopped(self, parts: Iterable[Part]) -> Iterator[Part]:
         for part in parts:
@@ -532,7 +534,8 @@ class Run:
     def finish(self) -> None:
         """Write down what is done."""
         self.seconds = time.monotonic() - self._begun
-        self.manifest.save()
+        if self.manifest.entries:
+            self.manifest.save()
 
     # --- the account
 

@@ -148,7 +148,8 @@ def stretches(source: Stored, part_size: int, separator: str | None) -> list[Str
     separator = separator or separator_of(header.decode("utf-8", "replace"))
     named = header.removeprefix(_BOM)
     is_line = header.endswith(b"\n") and b"\r" not in header.rstrip(b"\r\n")
-    if not is_line or not named.strip() or not _is_plain(named, separator):
+    is_cut = is_line and source.size > len(header)
+    if not is_cut or not named.strip() or not _is_plain(named, separator):
         return []
     n = -(-(source.size - len(header)) // part_size)
     cuts = [len(header) + (source.size - len(header)) * i // n for i in range(n + 1)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from anomaly.errors import DataError, ParameterError, require
+from anomaly.errors import DataError, MissingExtraError, ParameterError, require
 from anomaly.files import write_aside as write_local
 
 __all__ = ["Stored", "Tree", "clean", "find", "is_local", "tree_of"]
@@ -29,6 +29,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _OBJECT_STORES = frozenset(
     {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"}
 )
+_EXTRAS = {"s3a": "s3", "gs": "gcs", "az": "abfs", "abfss": "abfs"}
 _MARKS = (
     "ETag",
     "etag",
@@ -185,8 +186,11 @@ class _There(Tree):
         scheme = address.partition("://")[0]
         try:
             self._fs: Any = core.url_to_fs(address)[0]
-        except ImportError as error:  # fsspec names the library of the scheme
-            raise ParameterError(f"{scheme}: {error}") from error
+        except ImportError as error:
+            extra = _EXTRAS.get(scheme, scheme)
+            raise MissingExtraError(
+                f"{scheme}:// needs another library; run: pip install 'fsspec[{extra}]'"
+            ) from error
         except ValueError as error:
             raise ParameterError(f"{address}: {error}") from error
         self._is_store = scheme in _OBJECT_STORES

@@ -201,8 +201,8 @@ def _score_csv(
     tally: Tally,
     problems: _Problems,
 ) -> None:
-    with tree_of(part.source.address).open(part.source.address) as file:
-        lines = _lines_of_part(file, part)
+    address = part.source.address
+    with tree_of(address).open(address) as file, _lines_of_part(file, part) as lines:
         first = next(lines, "")
         separator = settings.separator or separator_of(first)
         rows = classify_rows(
@@ -223,18 +223,24 @@ def _score_csv(
                 csv.writer(text, delimiter=separator, lineterminator="\n").writerows(rows)
 
 
-def _lines_of_part(file: IO[bytes], part: Part) -> Iterator[str]:
-    """The header, then the lines of the part."""
+@contextlib.contextmanager
+def _lines_of_part(file: IO[bytes], part: Part) -> Iterator[Iterator[str]]:
+    """The header, then the lines of the part; the file stays open."""
+    binary: Any = file
     if part.start is None or part.stop is None:
-        raw: Any = gzip.GzipFile(fileobj=file) if part.format == "csv.gz" else file
-        yield from lines_of(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
-        return
-    yield file.readline().decode("utf-8-sig")
-    # Not utf-8-sig: what looks like a byte order mark here is a character.
-    span = io.BufferedReader(Span(file, part.start, part.stop), 1 << 20)
-    yield from lines_of(
-        io.TextIOWrapper(span, encoding="utf-8", newline=""), before=part.before + 1
-    )
+        if part.format == "csv.gz":
+            binary = gzip.GzipFile(fileobj=file)
+        header, encoding, before = [], "utf-8-sig", 0
+    else:
+        header, before = [file.readline().decode("utf-8-sig")], part.before + 1
+        # Not utf-8-sig: what looks like a byte order mark here is a character.
+        encoding = "utf-8"
+        binary = io.BufferedReader(Span(file, part.start, part.stop), 1 << 20)
+    text = io.TextIOWrapper(binary, encoding=encoding, newline="")
+    try:
+        yield itertools.chain(header, lines_of(text, before))
+    finally:
+        text.detach()
 
 
 @contextlib.contextmanager
@@ -251,9 +257,10 @@ def _text_to(out: IO[bytes], name: str) -> Iterator[IO[str]]:
         return
     binary: Any = out
     text = io.TextIOWrapper(binary, **how)
-    yield text
-    text.flush()
-    text.detach()
+    try:
+        yield text
+    finally:
+        text.detach()  # which flushes
 
 
 def _rows_to_parquet(rows: Iterator[list[str]], judge: Judge, out: IO[bytes]) -> None:

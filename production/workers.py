@@ -201,11 +201,13 @@ class Cluster:
         self._cluster: Any = None
         self._distributed = distributed
         if scheduler is None:
-            with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}):
+            # One job to a worker at a time: a death is then held against that job alone.
+            own = {"allowed-failures": DEATHS - 1, "worker-saturation": 1.0}
+            with dask.config.set({f"distributed.scheduler.{k}": v for k, v in own.items()}):
                 self._cluster = distributed.LocalCluster(
                     n_workers=cpu_count() if n_workers is None else n_workers,
                     threads_per_worker=1,
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",
                     silence_logs="CRITICAL",
                 )
         try:
@@ -221,8 +223,8 @@ class Cluster:
     @property
     def dashboard(self) -> str | None:
         """Address of the cluster's dashboard, if it has one."""
-        link: str | None = self._client.dashboard_link
-        return link
+        services = self._client.scheduler_info()["services"]
+        return self._client.dashboard_link if "dashboard" in services else None
 
     @property
     def n_threads(self) -> int:
@@ -232,15 +234,17 @@ class Cluster:
     def run(self, task: Task, settings: Any, jobs: Iterable[Any]) -> Iterator[Ended]:
         """Run jobs, two for each thread of the cluster at a time.
 
-        A death counts against every job that a worker held, so a job is only given up
-        after it has been tried alone.
+        A foreign scheduler holds a death against every job that the worker had, so
+        there a job is given up only after it has been tried alone.
         """
         suspects: list[Any] = []
         for job, ended in self._run(task, settings, jobs, None):
-            if isinstance(ended, self._killed):
+            if not isinstance(ended, self._killed):
+                yield job, ended
+            elif self._cluster is None:
                 suspects.append(job)
             else:
-                yield job, ended
+                yield job, WorkerDiedError()
         for job, ended in self._run(task, settings, suspects, 1):
             yield job, WorkerDiedError() if isinstance(ended, self._killed) else ended
 

@@ -26,20 +26,3 @@ class Deadly(ClassifierMixin, BaseEstimator):
 
     def predict(self, X):
         return np.full(len(X), self.classes_[self.value % 2])
-
-
-class DeadlyRecord(ClassifierMixin, BaseEstimator):
-    """Predicts by a limit of the last feature, and dies of a record beyond all limits."""
-
-    def __init__(self, limit=0.5, deadly=1e5):
-        self.limit = limit
-        self.deadly = deadly
-
-    def fit(self, X, y):
-        self.classes_ = np.unique(y)
-        return self
-
-    def predict(self, X):
-        if (X > self.deadly).any():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.classes_[(X[:, -1] > self.limit).astype(int)]

@@ -38,7 +38,7 @@ from production.judges import judge_of
 from production.parts import look_over, parts_of, stretches
 from production.places import Stored, clean, find
 from production.workers import Cluster, Here, Processes
-from tests.deadly import DeadlyRecord
+from tests.deadly_record import DeadlyRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "production" / "classify.py"

@@ -6,6 +6,7 @@ python -m anomaly.lorenz --state broken --seconds 30 --csv broken.csv
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import threading
@@ -26,6 +27,9 @@ START = (2.0, 3.0, 4.0)
 
 # Standard deviation of each healthy axis, the unit of noise.
 SPREAD = (7.92, 8.99, 8.62)
+
+# Samples made at once for a file.
+AT_ONCE = 10_000
 
 # Messages that may wait for the broker's acknowledgement.
 MOST_WAITING = 1000
@@ -242,12 +246,18 @@ class Rig:
 
 def write_csv(rig: Rig, n_samples: int, path: str | None) -> None:
     """Write samples as CSV to a file, or to standard output."""
-    lines = ["x,y,z\n", *(f"{x},{y},{z}\n" for x, y, z in rig.take(n_samples).tolist())]
+    lines = itertools.chain(["x,y,z\n"], _lines(rig, n_samples))
     if path is None:
         sys.stdout.writelines(lines)
         return
     with write_aside(path) as file:
         file.writelines(lines)
+
+
+def _lines(rig: Rig, n_samples: int) -> Iterator[str]:
+    for taken in range(0, n_samples, AT_ONCE):
+        for x, y, z in rig.take(min(AT_ONCE, n_samples - taken)).tolist():
+            yield f"{x},{y},{z}\n"
 
 
 def payload(samples: NDArray[np.float64], number: int) -> str:

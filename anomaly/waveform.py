@@ -25,6 +25,9 @@ N_FOLDS = 5
 # Windows that set thresholds overlap: a new one starts every 1/4 of a window.
 OVERLAP = 4
 
+# Healthy windows to learn from; a detector that learnt one alarms on most others.
+FEWEST_LEARNT = 10
+
 # Below this number of windows the tolerance factor is undefined or useless.
 FEWEST_FOR_TOLERANCE = 8
 

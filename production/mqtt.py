@@ -33,7 +33,7 @@ from anomaly.broker import Broker, parse, why_no_connection
 from anomaly.errors import AnomalyError, DataError, ParameterError
 from anomaly.files import write_aside
 from anomaly.vibration import VibrationDetector
-from anomaly.waveform import WindowDetector
+from anomaly.waveform import FEWEST_LEARNT, WindowDetector
 from production.classify import load
 from production.devices import Device, Plan, parse_samples
 from production.mqtt_journal import Journal, Record
@@ -45,7 +45,6 @@ log = logging.getLogger("production.mqtt")
 
 MOST_AT_ONCE = 1000  # messages per turn of the worker
 MOST_DEVICES = 10_000
-FEWEST_LEARNT = 10  # windows of a detector; learnt from one, it alarms on most healthy ones
 QUEUE_FULL = 15  # of paho: more answers wait for the broker than the client keeps
 RENEWAL_S = 5.0  # least time between connections made anew for messages held back
 JOURNAL_BYTES = 64 << 20  # a longer journal is replaced by a snapshot
@@ -124,6 +123,8 @@ class Settings:
             raise ParameterError(
                 f"inbox must be 1 at least and qos 0 or 1, got {self.inbox} and {self.qos}"
             )
+        if not 0 <= (self.metrics_port or 0) <= 65535:
+            raise ParameterError(f"metrics_port: must be 0 to 65535, got {self.metrics_port}")
 
 
 def iot_2() -> Route:
@@ -465,6 +466,7 @@ class Runner:
         self._will = f"anomaly/{settings.client_id}/runner"
         self._client = self._make_client()
         self._due = {"renewal": 0.0, "snapshot": 0.0, "health": 0.0, "plot": 0.0}
+        self._write_health()  # where it cannot be written, the runner does not begin
 
     @property
     def persistent(self) -> bool:
@@ -539,11 +541,15 @@ class Runner:
             self._connect()
         if self._sent == self._delivered:
             self._snapshot()
-        if self.settings.health and self._is_due("health", 5.0):
-            with write_aside(self.settings.health) as file:
-                json.dump(self.report(), file)
+        if self._is_due("health", 5.0):
+            self._write_health()
         if self.settings.plot and self._is_due("plot", 60.0):
             self._draw()
+
+    def _write_health(self) -> None:
+        if self.settings.health:
+            with write_aside(self.settings.health) as file:
+                json.dump(self.report(), file)
 
     def _snapshot(self) -> None:
         """Replace the journal. Not while answers wait: it is what would repeat them."""
@@ -709,9 +715,11 @@ def serve_metrics(runner: Runner) -> http.server.ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             log.debug(format, *args)
 
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", runner.settings.metrics_port or 0), Handler
-    )
+    port = runner.settings.metrics_port or 0
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise ParameterError(f"metrics_port: {port} cannot be opened: {error.strerror}") from None
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server
 

@@ -348,6 +348,7 @@ def test_the_file_for_deployment_is_read():
         ("watch = [3]", "a table of keys is needed, got 3"),
         ("[broker]\nurl = 3\n[[watch]]\nsubscribe='a'", "url must be a string, got 3"),
         ("[runner]\ninbox = '9'\n[[watch]]\nsubscribe='a'", "inbox must be a whole number"),
+        ("[runner]\nmetrics_port=70000\n[[watch]]\nsubscribe='a'", "0 to 65535, got 70000"),
         ("[runner]\nsync = 1\n[[watch]]\nsubscribe='a'", "sync must be true or false"),
     ],
 )
@@ -369,11 +370,22 @@ def test_files_that_cannot_be_opened_are_named(tmp_path, capsys):
     for option, path, error in (
         ("--store", tmp_path / "none" / "a.db", "unable to open"),
         ("--state", tmp_path / "file", "a folder is needed"),
+        ("--health", tmp_path / "none" / "a.json", "No such file or directory"),
     ):
         assert main(["--subscribe", "a/+", option, str(path)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert str(path) in line
         assert error in line
+
+
+def test_a_taken_port_of_the_metrics_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        runner = Runner(Settings(parse("mqtt://localhost"), (Route("a/+"),), metrics_port=port))
+        with pytest.raises(ParameterError, match=f"metrics_port: {port} cannot be opened"):
+            runner.run()
 
 
 def test_a_window_shorter_than_the_detectors_is_refused(detector_file):

@@ -12,9 +12,10 @@ from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 
+from anomaly import bearing
 from anomaly.bands import BandDetector
 from anomaly.errors import DataError
-from anomaly.lorenz import STEP, between, simulate
+from anomaly.lorenz import AT_ONCE, STEP, Rig, between, main, simulate
 from anomaly.vibration import VibrationDetector
 from anomaly.waveform import cut, spans, tail_threshold
 
@@ -331,3 +332,33 @@ def test_a_detector_of_windows_refuses_what_is_no_sample(healthy):
     for odd in ([1.0, 2.0], [1.0, np.nan, 2.0], [np.inf, 0.0, 0.0]):
         with pytest.raises(DataError, match="X: samples"):
             stream.score_one(odd)
+
+
+# -- the commands ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        (["1,2,3"] * 999, "at least 1000 samples are needed (10 windows), got 999"),
+        (["1,2,3"] * 999 + ["1,,3"], "1 of 1000 lack one"),
+        (["1,2,inf"] + ["1,2,3"] * 999, "every sample needs a finite number for x, y, z"),
+        (["1,2,a"] * 1000, "line 2, column 'z': 'a' is not a number"),
+    ],
+)
+def test_a_recording_with_gaps_or_too_short_is_refused(tmp_path, capsys, rows, text):
+    (tmp_path / "healthy.csv").write_text("\n".join(["x,y,z", *rows]))
+    assert bearing.main([str(tmp_path / "healthy.csv"), str(tmp_path / "bearing.clf")]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "bearing.clf").exists()
+
+
+def test_a_long_recording_is_written_as_it_is_simulated(tmp_path, capsys):
+    n_samples = 2 * AT_ONCE + 7
+    seconds = str(n_samples / 100)
+    assert (
+        main(["--seconds", seconds, "--switch", "120=broken", "--csv", str(tmp_path / "a")]) == 0
+    )
+    values = np.loadtxt(tmp_path / "a", delimiter=",", skiprows=1)
+    expected = Rig(0.0, [(120.0, 1.0)], noise=0.02).take(n_samples)
+    np.testing.assert_array_equal(values, expected)

@@ -37,7 +37,12 @@ from anomaly.tuning.engine import make_space
 from anomaly.tuning.families import FAMILIES
 from anomaly.tuning.folds import Folds
 from anomaly.tuning.grids import grids_from_text, grids_to_text, load_grids, parse_grids
-from anomaly.tuning.literals import from_literal, public_path, to_literal
+from anomaly.tuning.literals import (
+    entries_from_literal,
+    from_literal,
+    public_path,
+    to_literal,
+)
 from anomaly.tuning.log import LogReader, LogWriter, format_line, parse_line
 from anomaly.tuning.units import Fit, Record, Unit, evaluate_unit, make_units
 from anomaly.tuning.workers import UnitRunner
@@ -105,6 +110,29 @@ def same(a, b):
     if isinstance(a, float | np.floating):
         return a == b and math.copysign(1, a) == math.copysign(1, b)
     return a == b
+
+
+PLAIN = st.one_of(st.integers(), st.floats(), st.text(st.characters(codec="ascii")))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.text(max_size=5), st.one_of(PLAIN, PLAIN, PLAIN, SCALARS), max_size=6))
+def test_entries_are_read_as_any_literal_is(entries):
+    text = to_literal(entries)
+    assert same(entries_from_literal(text), from_literal(text))
+    assert same(entries_from_literal(text + "\n"), entries)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("{}',: \\n0123456789.e-+nafi\"", max_size=40).map("{{'a': 1, 'b': {}".format))
+def test_entries_are_no_more_than_the_notation_allows(text):
+    try:
+        expected = from_literal(text)
+    except ParameterError:
+        with pytest.raises(ParameterError):
+            entries_from_literal(text)
+    else:
+        assert same(entries_from_literal(text), expected)
 
 
 @settings(max_examples=80, deadline=None)

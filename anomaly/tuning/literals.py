@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,15 @@ _NUMPY_SCALARS = frozenset(
 ) | {"bool_", "str_"}
 _paths: dict[Any, str] = {}
 _NAMES = {"nan": float("nan"), "inf": float("inf")}
+# An entry of a dict of numbers and plain texts: name, float, int, text.
+_ENTRY = re.compile(
+    r"'(\w+)': (?:"
+    r"(-?(?:\d+\.\d+(?:e[+-]?\d+)?|\d+e[+-]?\d+|inf)|nan)"
+    r"|(-?(?:0|[1-9]\d{0,17}))"
+    r"|'([^'\\\r\n]*)'"
+    r")(?:, |}\Z)",
+    re.ASCII,
+)
 
 
 def to_literal(value: Any) -> str:
@@ -208,6 +218,45 @@ anomaly, sklearn, xgboost
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ParameterError(f"not a Python literal: {text[:80]!r}") from error
     return _value(tree.body, packages)
+
+
+def entries_from_literal(text: str) -> dict[str, Any]:
+    """Read a dict that `to_literal` wrote, several times faster if it is one of numbers and texts.
+
+    Raises
+    ------
+    ParameterError
+        If the text is not a dict in the notation.
+
+    Examples
+    --------
+    >>> from anomaly.tuning.literals import entries_from_literal
+    >>> entries_from_literal("{'fold': 0, 'F1': 0.5, 'PPV': nan}")
+    {'fold': 0, 'F1': 0.5, 'PPV': nan}
+    """
+    text = text.strip()
+    entries = _plain_entries(text)
+    value = from_literal(text) if entries is None else entries
+    if not isinstance(value, dict):
+        raise ParameterError(f"not a dict: {text[:80]!r}")
+    return value
+
+
+def _plain_entries(text: str) -> dict[str, Any] | None:
+    """The dict, or None if it holds anything that is not plain."""
+    entries: dict[str, Any] = {}
+    at = 1
+    for found in _ENTRY.finditer(text, at):
+        if found.start() != at:
+            return None
+        at = found.end()
+        name, real, whole, string = found.groups()
+        if real is not None:
+            entries[name] = float(real)
+        else:
+            entries[name] = string if whole is None else int(whole)
+    closed = text.startswith("{") and text.endswith("}") and at == len(text)
+    return entries if entries and closed else None
 
 
 def _value(node: ast.expr, packages: frozenset[str]) -> Any:

@@ -27,7 +27,7 @@ from typing import Any
 
 from anomaly.errors import DataError, ParameterError
 from anomaly.files import sync_folder, write_aside
-from anomaly.tuning.literals import PACKAGES, from_literal, to_literal
+from anomaly.tuning.literals import PACKAGES, entries_from_literal, from_literal, to_literal
 from anomaly.tuning.units import Record
 
 _KEY = re.compile(rb"'key': '([0-9a-f]{16})'")
@@ -329,12 +329,11 @@ class LogReader:
         """Scores of a fit."""
         line = self.lines[key].partition(b"\t")[2]
         try:
-            scores = from_literal(line.decode())
+            return entries_from_literal(line.decode())
         except (ParameterError, UnicodeDecodeError) as error:
             raise DataError(
                 f"run {self.folder.name!r}: fit {key} cannot be read: {error}"
             ) from None
-        return dict(scores)
 
     def _take(self, line: bytes) -> None:
         key = key_of(line)

@@ -26,6 +26,7 @@ WIDE = 200  # columns above which only neighbours and a Gaussian stay useful
 LARGE = 100_000  # rows above which fewer of them represent the table
 _BLOCK = 128  # rows per distance block; fixed, so a row's score never depends on its company
 _FOLDS = 5
+_FLAT = 1e-6  # variance, as a share of that of all rows, below which half of them are in a plane
 
 
 class EnsembleDetector(BaseDetector):
@@ -399,20 +400,20 @@ class _Neighbours:
             near = nearest[:, : most + 1]
             near[near <= self._tolerance * squares[part, None]] = 0.0
             np.sqrt(near, out=near)
-            near.sort(axis=1)
             result[part] = self._means(near)
         return result
 
     def _means(self, near: NDArray[np.float32]) -> Floats:
-        itself = (near[:, 0] == 0).astype(int)
-        total = np.cumsum(near, axis=1, dtype=np.float64)
-        rows = np.arange(len(near))
-        return np.column_stack(
-            [
-                (total[rows, count - 1 + itself] - np.where(itself, near[:, 0], 0.0)) / count
-                for count in self._counts
-            ]
-        )
+        """Mean of the smallest distances, largest count first; a row itself adds 0 to its sum."""
+        itself = near.min(axis=1) == 0
+        means = np.empty((len(near), len(self._counts)))
+        for i in np.argsort(self._counts)[::-1]:
+            count = self._counts[i]
+            if count + 1 < near.shape[1]:
+                near = np.partition(near, count, axis=1)[:, : count + 1]
+            farthest = np.where(itself, 0.0, near.max(axis=1))
+            means[:, i] = (near.sum(axis=1, dtype=np.float64) - farthest) / count
+        return means
 
 
 class _Forest:
@@ -443,11 +444,7 @@ class _Forest:
 
 def _path_lengths(tree: Any) -> Floats:
     """Steps from the root to each node, and those its rows would still need."""
-    depth = np.zeros(tree.node_count)
-    for node in range(tree.node_count):  # children are numbered after their parents
-        if tree.children_left[node] >= 0:
-            depth[[tree.children_left[node], tree.children_right[node]]] = depth[node] + 1.0
-    return depth + _expected_length(tree.n_node_samples)
+    return tree.compute_node_depths() - 1.0 + _expected_length(tree.n_node_samples)
 
 
 def _expected_length(n: NDArray[np.int64]) -> Floats:
@@ -574,14 +571,28 @@ class _RobustCovariance:
 
 
 def _robust_estimate(sample: Floats, random: np.random.RandomState) -> tuple[Floats, Floats]:
-    """Location and inverse covariance of the tightest half of the rows."""
+    """Location and inverse covariance of the tightest half of the rows.
+
+    Where columns are mostly one value, the tightest half lies in a plane: its
+    determinant is 0 whichever half it is, and its inverse would count a step
+    off the plane for nothing. All rows, shrunk, tell more then.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it reports rank and convergence in passing
-            model = MinCovDet(random_state=random).fit(sample)
-        return model.location_, model.precision_
-    except ValueError:  # more than half of the rows are equal: all of them, shrunk, then
-        return sample.mean(axis=0), np.linalg.inv(ledoit_wolf(sample)[0])
+            half = MinCovDet(random_state=random).fit(sample)
+        if not _is_flat(half.covariance_, sample):
+            return half.location_, half.precision_
+    except ValueError:  # more than half of the rows are equal
+        pass
+    return sample.mean(axis=0), np.linalg.inv(ledoit_wolf(sample)[0])
+
+
+def _is_flat(covariance: Floats, sample: Floats) -> bool:
+    """Whether a covariance has next to no extent in a direction in which the rows have some."""
+    centred = sample - sample.mean(axis=0)
+    turn = _whitening(centred, centred.shape[1])
+    return bool(np.linalg.eigvalsh(turn.T @ covariance @ turn)[0] < _FLAT)
 
 
 def _whitening(centred: Floats, n_components: int) -> Floats:

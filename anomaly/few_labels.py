@@ -130,11 +130,11 @@ class FewLabelsDetector(BaseDetector):
         if anomalous.all():
             raise DataError("y gives every row the class of anomalies, so nothing shows the usual")
         random = check_random_state(self.random_state)
-        self._fit_ensemble(table[~anomalous], random)
+        unusual = self._fit_ensemble(table, anomalous, random)
         self._fit_classifiers(table, anomalous, random)
         self.weight_ = self.n_anomalies_ / (self.n_anomalies_ + HALF_WEIGHT)
-        share = max(anomalous.mean(), (self._ensemble.decision_function(table) > 0).mean())
-        self.threshold_ = float(np.quantile(self._blend(table), 1.0 - share))
+        share = max(anomalous.mean(), (unusual > 0).mean())
+        self.threshold_ = float(np.quantile(self._blend(table, unusual), 1.0 - share))
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -151,7 +151,7 @@ class FewLabelsDetector(BaseDetector):
         """
         check_is_fitted(self)
         table = validate_data(self, X, dtype=np.float64, reset=False)
-        return self._blend(table) - self.threshold_
+        return self._blend(table, self._ensemble.decision_function(table)) - self.threshold_
 
     def _read_labels(self, y: ArrayLike | None, n_rows: int) -> NDArray[np.bool_]:
         """Set the classes and the counts; return which rows are labelled anomalous."""
@@ -178,12 +178,20 @@ class FewLabelsDetector(BaseDetector):
         self.n_unlabelled_ = int((~looked_at).sum())
         return anomalous
 
-    def _fit_ensemble(self, table: NDArray[np.float64], random: np.random.RandomState) -> None:
+    def _fit_ensemble(
+        self,
+        table: NDArray[np.float64],
+        anomalous: NDArray[np.bool_],
+        random: np.random.RandomState,
+    ) -> NDArray[np.float64]:
+        """Fit to the rows not labelled anomalous; return the scores of all rows."""
         part = EnsembleDetector() if self.ensemble is None else clone(self.ensemble)
         given = {"random_state": random.randint(2**31 - 1), "n_jobs": self.n_jobs}
         part.set_params(**{k: v for k, v in given.items() if part.get_params().get(k, v) is None})
-        self._ensemble = part.fit(table)
-        self._usual_tail = Tail(self._ensemble.decision_function(table))
+        self._ensemble = part.fit(table[~anomalous])
+        unusual = np.asarray(self._ensemble.decision_function(table))
+        self._usual_tail = Tail(unusual[~anomalous])
+        return unusual
 
     def _fit_classifiers(
         self,
@@ -221,12 +229,14 @@ class FewLabelsDetector(BaseDetector):
         )
         return [part.fit(table, anomalous) for part in (forest, boosting)]
 
-    def _blend(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
-        unusual = self._usual_tail.surprise(self._ensemble.decision_function(table))
+    def _blend(
+        self, table: NDArray[np.float64], unusual: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        surprise = self._usual_tail.surprise(unusual)
         if not self._classifiers:
-            return unusual
+            return surprise
         taught = self._taught_tail.surprise(_taught(self._classifiers, table))
-        return np.asarray(self.weight_ * taught + (1.0 - self.weight_) * unusual)
+        return np.asarray(self.weight_ * taught + (1.0 - self.weight_) * surprise)
 
 
 def _taught(classifiers: list[BaseEstimator], table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import sys
 import time
 import warnings
@@ -44,6 +45,11 @@ from anomaly.few_labels import FewLabelsDetector
 from anomaly.voting import MeanOfBestDetector
 
 LARGEST = 100_000  # rows of a table that are used
+SAME_ROWS = "none-same-rows"
+COLUMNS = [
+    *("table", "labels", "share", "detector", "seed"),
+    *("AUROC", "AP", "cpu_seconds", "failed"),
+]
 
 # ---------------------------------------------------------------- detectors
 # Each takes training rows, training labels (0 where unlabelled), rows to score and a seed.
@@ -133,7 +139,7 @@ def pyod_peers(names: dict[str, str]) -> dict[str, Callable]:
 
 def detectors(labels: str) -> dict[str, Callable]:
     """Detectors of a mode; the first is the one that the others are compared with."""
-    if labels == "none":
+    if labels in ("none", SAME_ROWS):
         return {
             "EnsembleDetector": ensemble("full"),
             "EnsembleDetector light": ensemble("light"),
@@ -172,7 +178,10 @@ def measure(path: Path, labels: str, share: float, name: str, seed: int) -> dict
     X, y = read_table(path)
     if len(X) > LARGEST:
         X, _, y, _ = train_test_split(X, y, train_size=LARGEST, stratify=y, random_state=0)
-    X, rows, y, truth = train_test_split(X, y, test_size=0.3, stratify=y, random_state=seed)
+    if labels == SAME_ROWS:
+        rows, truth = X, y
+    else:
+        X, rows, y, truth = train_test_split(X, y, test_size=0.3, stratify=y, random_state=seed)
     if labels == "few":
         known = np.random.default_rng(seed).permutation(np.flatnonzero(y))
         y = np.zeros_like(y)
@@ -191,6 +200,54 @@ def measure(path: Path, labels: str, share: float, name: str, seed: int) -> dict
         "AP": average_precision_score(truth, scores),
         "cpu_seconds": time.process_time() - start,
     }
+
+
+def measured(work: list[tuple], n_jobs: int, out: Path | None) -> list[dict]:
+    """Results of all jobs; those that ``out`` holds from an earlier run are not run again."""
+    kept = [row for row in read_results(out) if job_key(row) in {named(job) for job in work}]
+    done = {job_key(row) for row in kept}
+    left = [job for job in work if named(job) not in done]
+    found = Parallel(n_jobs, return_as="generator_unordered")(
+        delayed(measure)(*job) for job in left
+    )
+    for row in track(found, "measuring", len(left), console=Console(stderr=True)):
+        kept.append(row)
+        if out:
+            append_result(out, row)
+    return kept
+
+
+def named(job: tuple) -> tuple:
+    path, labels, share, name, seed = job
+    return path.stem, labels, share, name, seed
+
+
+def job_key(row: dict) -> tuple:
+    return row["table"], row["labels"], float(row["share"]), row["detector"], int(row["seed"])
+
+
+def read_results(out: Path | None) -> list[dict]:
+    """Whole lines of an earlier run; a last line cut short is removed from the file."""
+    if out is None or not out.exists():
+        return []
+    text = out.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        out.write_text(whole)
+    rows = list(csv.DictReader(io.StringIO(whole)))
+    for row in rows:
+        row["failed"] = row["failed"] or None
+        for number in ("share", "AUROC", "AP", "cpu_seconds"):
+            row[number] = float(row[number] or "nan")
+    return rows
+
+
+def append_result(out: Path, row: dict) -> None:
+    with out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def jobs(tables: list[Path], options: argparse.Namespace) -> Iterator[tuple]:
@@ -239,9 +296,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--labels",
         nargs="+",
-        choices=["none", "few", "all"],
+        choices=["none", SAME_ROWS, "few", "all"],
         default=["none"],
-        help="how many labels the detectors may see",
+        help="how many labels the detectors may see; none-same-rows fits to the rows it scores",
     )
     parser.add_argument(
         "--shares",
@@ -254,13 +311,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--detectors", nargs="+", help="only these detectors, by name")
     parser.add_argument("--repeats", type=int, default=3, help="splits per table")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--out", type=Path, help="also write every single result as CSV")
+    parser.add_argument(
+        "--out", type=Path, help="add every result to this CSV; a run stopped midway goes on"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     tables = sorted(p for p in options.data.glob("*") if p.suffix in (".npz", ".csv"))
+    tables = [p for p in tables if options.out is None or p.resolve() != options.out.resolve()]
     tables = [p for p in tables if not options.tables or p.stem in options.tables]
     if not tables:
         print(f"tabular.py: error: no .npz or .csv tables in {options.data}", file=sys.stderr)
@@ -271,18 +331,12 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.detectors or job[3] in options.detectors
     ]
     work.sort(key=lambda job: -job[0].stat().st_size)  # the longest first, to end together
-    done = Parallel(options.jobs, return_as="generator_unordered")(
-        delayed(measure)(*job) for job in work
-    )
-    results = pd.DataFrame(list(track(done, "measuring", len(work), console=Console(stderr=True))))
+    results = pd.DataFrame(measured(work, options.jobs, options.out), columns=COLUMNS)
     order = {name: i for mode in options.labels for i, name in enumerate(detectors(mode))}
     results = results.sort_values("detector", key=lambda names: names.map(order), kind="stable")
-    if options.out:
-        results.to_csv(options.out, index=False, quoting=csv.QUOTE_MINIMAL)
     console = Console(width=120)
-    if "failed" in results:
-        for failure in results.dropna(subset="failed").itertuples():
-            console.print(f"{failure.detector} failed on {failure.table}: {failure.failed}")
+    for failure in results.dropna(subset="failed").itertuples():
+        console.print(f"{failure.detector} failed on {failure.table}: {failure.failed}")
     for (labels, share), part in results.groupby(["labels", "share"], sort=False):
         known = f", {share:.0%} of the anomalies labelled" if labels == "few" else ""
         console.print(summary(part, f"labels: {labels}{known}; {options.repeats} splits a table"))

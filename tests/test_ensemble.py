@@ -15,7 +15,15 @@ from sklearn.covariance import LedoitWolf
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 
-from anomaly.ensemble import EnsembleDetector, Tail, _Covariance, _Forest, _Histogram, _Neighbours
+from anomaly.ensemble import (
+    EnsembleDetector,
+    Tail,
+    _Covariance,
+    _Forest,
+    _Histogram,
+    _Neighbours,
+    _RobustCovariance,
+)
 from anomaly.errors import DataError
 
 
@@ -105,6 +113,29 @@ def test_covariance_equals_scikit_learns_and_training_rows_are_held_out():
     held_out = np.arange(100) % 5 == 2
     without = LedoitWolf().fit(rows[~held_out])
     assert training[held_out] == pytest.approx(np.sqrt(without.mahalanobis(rows[held_out])))
+
+
+def test_a_half_in_a_plane_gives_way_to_the_shrunk_covariance_of_all_rows():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 3))
+    rows[:200, 2] = 0.0  # two rows in three lie in a plane
+    member = _RobustCovariance(0)
+    member.fit(rows)
+    whole = LedoitWolf().fit(rows)
+    fresh = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    found = member.score(fresh)[:, 0]
+    assert found == pytest.approx(np.sqrt(whole.mahalanobis(fresh)))
+    assert found[1] > found[0] + 2
+
+
+def test_columns_that_always_move_together_keep_the_tightest_half():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 2)) * np.where(np.arange(300) < 200, 0.1, 3.0)[:, None]
+    rows = np.column_stack([rows, rows.sum(axis=1)])
+    member = _RobustCovariance(0)
+    member.fit(rows)
+    # The half is ten times as narrow as all rows, so it sees ten times as far.
+    assert member.score(np.array([[1.0, 0.0, 1.0]]))[0, 0] > 5
 
 
 def test_decision_is_the_mean_surprise_minus_the_threshold(fitted):

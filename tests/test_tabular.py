@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,40 @@ def test_a_detector_that_fails_does_not_end_the_run(tabular, folder, monkeypatch
     monkeypatch.setattr(tabular, "detectors", lambda labels: {"bad": fail})
     result = tabular.measure(folder / "one.npz", "none", 1.0, "bad", 0)
     assert result["failed"] == "ValueError: no"
+
+
+def test_a_run_stopped_midway_goes_on(tabular, folder, monkeypatch):
+    out = folder / "o.csv"
+    given = ["--data", str(folder), "--repeats", "2", "--jobs", "1", "--out", str(out)]
+    given += ["--detectors", "isolation forest"]
+    assert tabular.main(given) == 0
+    whole = out.read_text()
+    lines = whole.splitlines(keepends=True)
+    out.write_text("".join(lines[:3]) + lines[3][:20])  # two results, and one cut short
+    measured = []
+    measure = tabular.measure
+    monkeypatch.setattr(tabular, "measure", lambda *job: measured.append(job) or measure(*job))
+    assert tabular.main(given) == 0
+    assert len(measured) == 2
+    columns = ["table", "seed", "AUROC", "AP"]
+    resumed, expected = (
+        pd.read_csv(path)[columns].sort_values(columns, ignore_index=True)
+        for path in (out, io.StringIO(whole))
+    )
+    pd.testing.assert_frame_equal(resumed, expected)
+
+
+def test_the_same_rows_may_be_fitted_and_scored(tabular, folder, monkeypatch):
+    seen = []
+
+    def remember(X, y, rows, seed):
+        seen.append((X, rows))
+        return rows[:, 0]
+
+    monkeypatch.setattr(tabular, "detectors", lambda labels: {"any": remember})
+    tabular.measure(folder / "one.npz", tabular.SAME_ROWS, 1.0, "any", 0)
+    assert seen[0][0].shape == (120, 3)
+    assert np.array_equal(*seen[0])
 
 
 def test_paired_interval_is_of_the_differences(tabular):

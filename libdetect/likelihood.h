@@ -9,6 +9,13 @@
 
 #include <stdint.h>
 
+/* Asks for the memory at p, which need not be valid, ahead of its use. */
+#if defined(__GNUC__)
+#define PREFETCH(p) __builtin_prefetch(p)
+#else
+#define PREFETCH(p) ((void)(p))
+#endif
+
 enum stream_mode {
     STREAM_PEEK = 0,   /* score and leave no trace */
     STREAM_LEARN = 1,  /* score, then learn */

@@ -61,10 +61,13 @@ struct tiles {
     entry *journal;    /* bits set by the current record */
     double *z;
     int64_t journal_length;
-    uint64_t *salts;             /* per context */
-    double *offsets;             /* o = k / T */
-    int32_t *now, *other, *third, *none; /* tile numbers; none are zeros */
+    uint64_t *salts;   /* per context */
+    double *offsets;   /* o = k / T */
 };
+
+/* Numbers of a record's tiles in one dimension, one per tiling. */
+typedef int32_t cuts[MAX_TILINGS];
+static const cuts nowhere;
 
 static int lane_count(const tile_options *options)
 {
@@ -130,18 +133,14 @@ static tiles *allocate(const tile_options *options, int64_t buffered)
     s->journal = calloc((fields * FIELD_CONTEXTS + (lanes - fields)) * (size_t)options->n_tilings,
                         sizeof(entry));
     s->offsets = calloc((size_t)options->n_tilings, sizeof(double));
-    s->now = calloc(4 * (size_t)options->n_tilings, sizeof(int32_t));
     s->salts = calloc(fields * FIELD_CONTEXTS + (lanes - fields), sizeof(uint64_t));
     if (buffered >= 0)
         s->buffer = calloc((size_t)options->learning * (fields + 1), sizeof(double));
-    if (!s->block || !s->drafts || !s->z || !s->journal || !s->salts || !s->offsets || !s->now ||
+    if (!s->block || !s->drafts || !s->z || !s->journal || !s->salts || !s->offsets ||
         (buffered >= 0 && !s->buffer)) {
         tiles_free(s);
         return NULL;
     }
-    s->other = s->now + options->n_tilings;
-    s->third = s->other + options->n_tilings;
-    s->none = s->third + options->n_tilings;
     for (size_t c = 0; c < fields * FIELD_CONTEXTS + (lanes - fields); c++)
         s->salts[c] = scramble(options->seed ^ (c + 1) * UINT64_C(0x9E3779B97F4A7C15));
     for (int k = 0; k < options->n_tilings; k++)
@@ -182,7 +181,6 @@ void tiles_free(tiles *s)
     free(s->journal);
     free(s->salts);
     free(s->offsets);
-    free(s->now);
     free(s->z);
     free(s);
 }
@@ -209,23 +207,36 @@ static void cut(const tiles *s, double y, int32_t *restrict q)
         q[k] = whole(scaled + s->offsets[k]);
 }
 
-/* Looks up one context's tiles, sets them, and returns how many were unset. A tile is two
- * bits of one word, so two tiles are rarely taken for each other. */
-static int visit(tiles *s, uint64_t context_id, const int32_t *a, const int32_t *b)
+/* Hashes one context's tiles and calls for their words, which are far apart: where they are
+ * not in the cache, all are waited for at once. */
+static void find(const tiles *s, uint64_t context_id, const int32_t *a, const int32_t *b,
+                 uint64_t *restrict hashes)
 {
     const tile_options *o = &s->block->options;
     int n = o->n_tilings, shift = 64 - o->log2_bits;
     uint64_t salt = s->salts[context_id];
+    for (int k = 0; k < n; k++) {
+        uint64_t key = (uint64_t)(uint32_t)a[k] << 32 | (uint32_t)b[k];
+        hashes[k] = tile_hash(key, salt);
+        PREFETCH(s->bits + (hashes[k] >> shift >> 6));
+        salt += UINT64_C(0xA24BAED4963EE407);
+    }
+}
+
+/* Sets one context's tiles and returns how many were unset. A tile is two bits of one word,
+ * so two tiles are rarely taken for each other. */
+static int visit(tiles *s, const uint64_t *hashes)
+{
+    const tile_options *o = &s->block->options;
+    int n = o->n_tilings, shift = 64 - o->log2_bits;
     entry *journal = s->journal + s->journal_length;
     uint64_t *bits = s->bits;
     int novel = 0;
     for (int k = 0; k < n; k++) {
-        uint64_t key = (uint64_t)(uint32_t)a[k] << 32 | (uint32_t)b[k];
-        uint64_t hash = tile_hash(key, salt);
+        uint64_t hash = hashes[k];
         uint32_t tile = (uint32_t)(hash >> shift);
         uint64_t word = bits[tile >> 6];
         uint64_t mask = (uint64_t)1 << (tile & 63) | (uint64_t)1 << (hash & 63);
-        salt += UINT64_C(0xA24BAED4963EE407);
         journal[novel] = (entry){.word = tile >> 6, .fresh = mask & ~word};
         novel += (word & mask) != mask;
         bits[tile >> 6] = word | mask;
@@ -252,13 +263,35 @@ static void draft_recent(const tiles *s, int l, int n_contexts)
                         (from->t >= window ? oldest[c] : 0);
 }
 
+/* The tiles of one field's contexts. */
+static void hash_field(const tiles *s, int f, const draft *at, double previous, double hour,
+                       uint64_t (*hashes)[MAX_TILINGS])
+{
+    uint64_t id = (uint64_t)f * FIELD_CONTEXTS;
+    cuts now, other, third;
+    cut(s, at->u, now);
+    find(s, id, now, nowhere, hashes[0]);
+    cut(s, previous, other);
+    find(s, id + 1, now, other, hashes[1]);
+    for (int k = 0; k < s->block->options.n_tilings; k++)
+        other[k] = hour < 0 ? 0 : (int32_t)(hour + s->offsets[k]) % 24;
+    find(s, id + 2, now, other, hashes[2]);
+    cut(s, at->e2, other);
+    find(s, id + 3, now, other, hashes[3]);
+    cut(s, at->e3, other);
+    find(s, id + 4, now, other, hashes[4]);
+    cut(s, 3.0 * at->d, other);
+    find(s, id + 5, other, nowhere, hashes[5]);
+    cut(s, 2.0 * at->e2, other);
+    cut(s, 2.0 * at->d, third);
+    find(s, id + 6, other, third, hashes[6]);
+}
+
 /* Steps 1 to 3 for one field. */
 static void draft_field(tiles *s, int f, double x, double hour)
 {
-    const tile_options *o = &s->block->options;
     const lane *from = &s->lanes[f];
     draft *to = &s->drafts[f];
-    int32_t *now = s->now, *other = s->other, *third = s->third, *none = s->none;
     double u = stream_asinh((x - from->centre) / from->scale);
     double previous = from->t ? from->u : u;
     double e2 = from->t ? from->e2 : u, e3 = from->t ? from->e3 : u;
@@ -268,37 +301,26 @@ static void draft_field(tiles *s, int f, double x, double hour)
     d += 0.1 * (fabs(u - e2) - d);
     *to = (draft){.u = u, .e2 = e2, .e3 = e3, .d = d, .present = 1};
 
-    uint64_t id = (uint64_t)f * FIELD_CONTEXTS;
-    cut(s, u, now);
-    to->novel[0] = visit(s, id, now, none);
-    cut(s, previous, other);
-    to->novel[1] = visit(s, id + 1, now, other);
-    for (int k = 0; k < o->n_tilings; k++)
-        other[k] = hour < 0 ? 0 : (int32_t)(hour + s->offsets[k]) % 24;
-    to->novel[2] = visit(s, id + 2, now, other);
-    cut(s, e2, other);
-    to->novel[3] = visit(s, id + 3, now, other);
-    cut(s, e3, other);
-    to->novel[4] = visit(s, id + 4, now, other);
-    cut(s, 3.0 * d, other);
-    to->novel[5] = visit(s, id + 5, other, none);
-    cut(s, 2.0 * e2, other);
-    cut(s, 2.0 * d, third);
-    to->novel[6] = visit(s, id + 6, other, third);
+    uint64_t hashes[FIELD_CONTEXTS][MAX_TILINGS];
+    hash_field(s, f, to, previous, hour, hashes);
+    for (int c = 0; c < FIELD_CONTEXTS; c++)
+        to->novel[c] = visit(s, hashes[c]);
     draft_recent(s, f, FIELD_CONTEXTS);
 }
 
 static void draft_pair(tiles *s, int l, int i, int j)
 {
     const tile_options *o = &s->block->options;
-    int32_t *a = s->now, *b = s->other;
+    cuts a, b;
+    uint64_t hashes[MAX_TILINGS];
     s->drafts[l] = (draft){.present = s->drafts[i].present && s->drafts[j].present};
     if (!s->drafts[l].present)
         return;
     cut(s, s->drafts[i].u, a);
     cut(s, s->drafts[j].u, b);
     uint64_t id = (uint64_t)o->n_fields * FIELD_CONTEXTS + (uint64_t)(l - o->n_fields);
-    s->drafts[l].novel[0] = visit(s, id, a, b);
+    find(s, id, a, b, hashes);
+    s->drafts[l].novel[0] = visit(s, hashes);
     draft_recent(s, l, 1);
 }
 
@@ -578,7 +600,8 @@ size_t tiles_memory(const tiles *s)
     size_t tiles_per_record =
         (lanes + (size_t)o->n_fields * (FIELD_CONTEXTS - 1)) * (size_t)o->n_tilings;
     return sizeof *s + block_size(o) + lanes * (sizeof(draft) + sizeof(double)) +
-           tiles_per_record * sizeof(entry) + (size_t)o->n_tilings * 24 + (s->buffer ? buffer_size(o, o->learning) : 0);
+           tiles_per_record * sizeof(entry) + (size_t)o->n_tilings * sizeof(double) +
+           (s->buffer ? buffer_size(o, o->learning) : 0);
 }
 
 size_t tiles_size(const tiles *s)

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAGIC UINT64_C(0x3130656C6D74686E)
+#define MAGIC UINT64_C(0x3230656C6D74686E)
 #define NONE (-1)
 #define TIME_BITS 240
 #define TIME_BUCKETS 96
@@ -89,7 +89,8 @@ struct htm {
     uint8_t *cell_predicted;
     uint8_t *cell_mark;     /* scratch, all 0 between uses */
     uint8_t *column_on;     /* 1 in active columns of this record */
-    uint8_t *column_predicted;
+    uint8_t *column_predicted; /* connected synapses of its strongest prediction, or 0 */
+    uint16_t *column_winner;   /* the cell that made it */
     int32_t *column_best;
     uint16_t *columns, *chosen; /* of the last record, of the one being scored */
     uint16_t *active, *winners, *old_winners, *candidates;
@@ -205,13 +206,14 @@ static htm *allocate(const htm_options *o)
     m->cell_mark = room_for(cells, 1, &failed);
     m->column_on = room_for(columns, 1, &failed);
     m->column_predicted = room_for(columns, 1, &failed);
+    m->column_winner = room_for(columns, sizeof(uint16_t), &failed);
     m->column_best = room_for(columns, sizeof(int32_t), &failed);
     m->columns = room_for(k, sizeof(uint16_t), &failed);
     m->chosen = room_for(k, sizeof(uint16_t), &failed);
     m->active = room_for(cells, sizeof(uint16_t), &failed);
-    m->winners = room_for(k * (size_t)o->cells, sizeof(uint16_t), &failed);
-    m->old_winners = room_for(k * (size_t)o->cells, sizeof(uint16_t), &failed);
-    m->candidates = room_for(k * (size_t)o->cells, sizeof(uint16_t), &failed);
+    m->winners = room_for(k, sizeof(uint16_t), &failed);
+    m->old_winners = room_for(k, sizeof(uint16_t), &failed);
+    m->candidates = room_for(k, sizeof(uint16_t), &failed);
     m->weights = room_for(fields * (size_t)o->n_horizons * table_size(o), sizeof(float), &failed);
     m->class_value = room_for(fields * HTM_CLASSES, sizeof(float), &failed);
     m->class_seen = room_for(fields * HTM_CLASSES, 1, &failed);
@@ -313,7 +315,7 @@ void htm_free(htm *m)
                      m->columns,     m->column_best,    m->column_predicted, m->active,
                      m->winners,     m->old_winners,    m->candidates,       m->weights,
                      m->class_value, m->class_seen,     m->history,          m->chosen,
-                     m->foreseen,    m->reached};
+                     m->foreseen,    m->reached,        m->column_winner};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free(owned[i]);
     free(m);
@@ -703,7 +705,9 @@ static int least_used_cell(htm *m, int column)
 
 /* Temporal memory: one record */
 
-/* Learns in the segments that matched: right ones gain, wrong ones lose. */
+/* Learns in the segments that matched: those that predicted a winner gain, wrong ones
+ * lose. Those that predicted another cell of its column do neither: if all learnt, the cells
+ * of a column would come to predict the same, and a record would cost what all of them do. */
 static int learn_matching(htm *m, int n_winners)
 {
     int cells = m->o.cells, failed = 0;
@@ -712,13 +716,14 @@ static int learn_matching(htm *m, int n_winners)
             int s = w * 64 + __builtin_ctzll(left);
             if (m->segments[s].n == 0)
                 continue;
-            int column = m->segments[s].cell / cells;
+            int cell = m->segments[s].cell, column = cell / cells;
             if (!m->column_on[column]) {
                 if (m->o.punishment > 0)
                     adapt(m, s, -m->o.punishment, 0);
                 if (m->segments[s].n == 0)
                     drop_segment(m, s);
-            } else if (m->activity[s] >> 8 >= m->o.activation) {
+            } else if (m->activity[s] >> 8 >= m->o.activation &&
+                       cell == m->column_winner[column]) {
                 failed |= reinforce(m, s, n_winners);
             }
         }
@@ -808,9 +813,13 @@ static void predict(htm *m)
     for (int w = 0; w <= o->max_segments / 64; w++) {
         for (uint64_t left = m->matching[w]; left != 0; left &= left - 1) {
             int s = w * 64 + __builtin_ctzll(left);
-            if (activity[s] >> 8 >= o->activation) {
-                m->cell_predicted[m->segments[s].cell] = 1;
-                m->column_predicted[m->segments[s].cell / cells] = 1;
+            int cell = m->segments[s].cell, strength = activity[s] >> 8;
+            if (strength < o->activation)
+                continue;
+            m->cell_predicted[cell] = 1;
+            if (strength > m->column_predicted[cell / cells]) {
+                m->column_predicted[cell / cells] = (uint8_t)strength;
+                m->column_winner[cell / cells] = (uint16_t)cell;
             }
         }
     }
@@ -830,14 +839,10 @@ static int activate(htm *m, int learn)
     int n_winners = 0, n_active = 0;
     uint16_t *active = m->active;
     for (int k = 0; k < m->s.n_columns; k++) {
-        int column = m->columns[k], first = column * cells;
-        if (m->column_predicted[column]) {
-            for (int c = first; c < first + cells; c++)
-                if (m->cell_predicted[c])
-                    m->winners[n_winners++] = (uint16_t)c;
-        } else {
-            m->winners[n_winners++] = (uint16_t)burst(m, column, learn, n_old, &failed);
-        }
+        int column = m->columns[k];
+        m->winners[n_winners++] = m->column_predicted[column]
+                                      ? m->column_winner[column]
+                                      : (uint16_t)burst(m, column, learn, n_old, &failed);
     }
     for (int k = 0; k < m->s.n_columns; k++) {
         int column = m->columns[k], first = column * cells;
@@ -937,14 +942,9 @@ static void remember_rows(htm *m)
     if (m->history_length == 0)
         return;
     uint16_t *line = history_line(m, m->s.t);
-    int n = 0, last = NONE;
-    for (int i = 0; i < m->s.n_winners; i++) { /* the first winner of each column */
-        int column = m->winners[i] / m->o.cells;
-        if (column != last)
-            line[1 + n++] = (uint16_t)(scramble(m->winners[i]) & (uint64_t)(m->o.rows - 1));
-        last = column;
-    }
-    line[0] = (uint16_t)n;
+    for (int i = 0; i < m->s.n_winners; i++)
+        line[1 + i] = (uint16_t)(scramble(m->winners[i]) & (uint64_t)(m->o.rows - 1));
+    line[0] = (uint16_t)m->s.n_winners;
 }
 
 static void learn_class_value(htm *m, int f, double x)
@@ -1516,7 +1516,7 @@ void htm_save(const htm *m, unsigned char *bytes)
 static int counts_fit(const htm_options *o, const core_state *s)
 {
     int64_t most = (int64_t)o->active_columns * o->cells;
-    return between(s->n_columns, 0, o->active_columns) && between(s->n_winners, 0, most) &&
+    return between(s->n_columns, 0, o->active_columns) && between(s->n_winners, 0, o->active_columns) &&
            between(s->n_active, 0, most) && between(s->n_segments, 0, o->max_segments) &&
            between(s->buffered, -1, o->learning - 1) && (s->buffered < 0 || o->range_mode != 0);
 }

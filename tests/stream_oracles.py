@@ -285,7 +285,7 @@ class OracleHTM:
         n_active_bits=21,
         n_fields=1,
         max_segments=None,
-        max_segments_per_cell=128,
+        max_segments_per_cell=None,
         activation_threshold=10,
         matching_threshold=7,
         n_new_synapses=16,
@@ -302,7 +302,7 @@ class OracleHTM:
         )
         self.bits, self.on_bits, self.fields = n_bits, n_active_bits, n_fields
         self.max_segments = max_segments or n_columns * (1 if cells_per_column == 1 else 2)
-        self.per_cell = max_segments_per_cell
+        self.per_cell = max_segments_per_cell or (3 if cells_per_column == 1 else 1)
         self.activation, self.matching = activation_threshold, matching_threshold
         self.new_synapses, self.max_synapses = n_new_synapses, max_synapses
         self.time_of_day, self.seed = time_of_day, random_state
@@ -474,8 +474,11 @@ class OracleHTM:
             on = [permanence for cell, permanence in synapses if cell in now]
             self.activity[s] = (len(on), sum(p >= 10_000 for p in on))
         self.matched = sorted(s for s, (n, _) in self.activity.items() if n >= self.matching)
-        active = [s for s in self.matched if self.activity[s][1] >= self.activation]
-        self.predicted = {self.segments[s][0] for s in active}
+        self.predicting = [s for s in self.matched if self.activity[s][1] >= self.activation]
+        self.predicted = {self.segments[s][0] for s in self.predicting}
+        self.winner = {}  # of each predicted column: the cell of its strongest segment
+        for s in sorted(self.predicting, key=lambda s: (-self.activity[s][1], s)):
+            self.winner.setdefault(self.segments[s][0] // self.cells, self.segments[s][0])
 
     def activate(self, columns):
         self.old_winners = self.winners
@@ -488,17 +491,18 @@ class OracleHTM:
                 if holder is None or self.activity[s][0] > self.activity[holder][0]:
                     best[column] = s
         for s in self.matched:
-            if self.segments[s][0] // self.cells not in on:
+            cell = self.segments[s][0]
+            if cell // self.cells not in on:
                 self.adapt(s, -20, 0)
                 if not self.segments[s][1]:
                     self.drop_segment(s)
-            elif self.activity[s][1] >= self.activation:
+            elif s in self.predicting and cell == self.winner[cell // self.cells]:
                 self.reinforce(s)
         winners, active = [], []
         for column in columns:
             cells = range(column * self.cells, (column + 1) * self.cells)
             if column in foreseen:
-                winners += [c for c in cells if c in self.predicted]
+                winners.append(self.winner[column])
                 active += [c for c in cells if c in self.predicted]
             else:
                 winners.append(self.burst(column, best.get(column)))

@@ -163,6 +163,17 @@ def test_context_tells_the_same_value_apart():
     assert detector.predict_one().mean == pytest.approx(1.0, abs=1.0)
 
 
+def test_one_cell_of_each_active_column_wins():
+    detector = HTMDetector(100, **SMALL)
+    several = False
+    for x in a_stream(1500).tolist():
+        detector.process_one(x)
+        seen = detector.inspect()
+        assert [cell // 16 for cell in seen["winner_cells"]] == seen["active_columns"]
+        several |= len(seen["active_columns"]) < len(seen["active_cells"]) < 8 * 16
+    assert several
+
+
 def test_unknown_number_of_steps_is_refused():
     detector = HTMDetector(10, **SMALL).fit(np.arange(30.0).reshape(-1, 1))
     with pytest.raises(ParameterError, match=r"one of prediction_steps=\[1\], got 3; name it"):

@@ -394,6 +394,8 @@ static void add_bytes(uint8_t *restrict sum, const uint8_t *restrict row, int n)
 static void find_overlaps(htm *m)
 {
     int columns = m->o.columns;
+    for (int i = 0; i < m->n_on; i++)
+        prefetch_span(m->connected + (size_t)m->inputs[i] * columns, (size_t)columns);
     memset(m->overlap, 0, (size_t)columns * sizeof(uint16_t));
     for (int start = 0; start < m->n_on; start += 255) {
         int stop = start + 255 < m->n_on ? start + 255 : m->n_on;
@@ -781,14 +783,20 @@ static inline uint32_t bits_in(uint32_t x)
 static void reach(htm *m)
 {
     int n = m->o.max_segments;
+    for (int i = 0; i < m->s.n_active; i++)
+        PREFETCH(m->lists + m->active[i]);
+    for (int i = 0; i < m->s.n_active; i++) {
+        const listeners *list = &m->lists[m->active[i]];
+        prefetch_span(list->items, (size_t)list->n * sizeof *list->items);
+    }
     slots *restrict reached = m->reached;
     const slots *restrict firm = m->firm;
     uint16_t *restrict activity = m->activity;
     memset(reached, 0, (size_t)n * sizeof *reached);
     for (int i = 0; i < m->s.n_active; i++) {
-        const listeners *list = &m->lists[m->active[i]];
-        for (int k = 0; k < list->n; k++)
-            reached[list->items[k] / HTM_MAX_SYNAPSES] |= SLOT(list->items[k] % HTM_MAX_SYNAPSES);
+        const listener *items = m->lists[m->active[i]].items;
+        for (int k = m->lists[m->active[i]].n - 1; k >= 0; k--)
+            reached[items[k] / HTM_MAX_SYNAPSES] |= SLOT(items[k] % HTM_MAX_SYNAPSES);
     }
     for (int s = 0; s < n; s++)
         activity[s] = (uint16_t)(bits_in(reached[s]) | bits_in(reached[s] & firm[s]) << 8);
@@ -813,15 +821,42 @@ static void predict(htm *m)
     for (int w = 0; w <= o->max_segments / 64; w++) {
         for (uint64_t left = m->matching[w]; left != 0; left &= left - 1) {
             int s = w * 64 + __builtin_ctzll(left);
-            int cell = m->segments[s].cell, strength = activity[s] >> 8;
+            int strength = activity[s] >> 8;
             if (strength < o->activation)
                 continue;
+            int cell = m->segments[s].cell;
             m->cell_predicted[cell] = 1;
             if (strength > m->column_predicted[cell / cells]) {
                 m->column_predicted[cell / cells] = (uint8_t)strength;
                 m->column_winner[cell / cells] = (uint16_t)cell;
             }
         }
+    }
+}
+
+/* A record touches a thousand lines of memory here and there. The two functions below call
+ * for them as soon as they are known, so that what is not in the cache is waited for once. */
+
+/* What is known before the record comes: the segments that will learn. */
+static void call_for_past(const htm *m)
+{
+    for (int w = 0; w <= m->o.max_segments / 64; w++) {
+        for (uint64_t left = m->matching[w]; left != 0; left &= left - 1) {
+            size_t s = (size_t)w * 64 + (size_t)__builtin_ctzll(left);
+            PREFETCH(m->segments + s);
+            PREFETCH(m->syn_permanence + s * HTM_MAX_SYNAPSES);
+        }
+    }
+}
+
+/* What its columns will need. */
+static void call_for_columns(const htm *m)
+{
+    for (int k = 0; k < m->o.active_columns; k++) {
+        size_t c = m->chosen[k];
+        prefetch_span(m->permanence + c * (size_t)m->stride,
+                      (size_t)m->stride * sizeof *m->permanence);
+        prefetch_span(m->cell_predicted + c * (size_t)m->o.cells, (size_t)m->o.cells);
     }
 }
 
@@ -891,6 +926,8 @@ static uint16_t *history_line(const htm *m, int64_t t)
 static void softmax(const float *weights, const uint16_t *line, float *p)
 {
     float largest = -1e30f, sum = 0.0f;
+    for (int i = 1; i <= line[0]; i++)
+        prefetch_span(weights + (size_t)line[i] * HTM_CLASSES, HTM_CLASSES * sizeof *weights);
     for (int c = 0; c < HTM_CLASSES; c++)
         p[c] = 0.0f;
     for (int i = 1; i <= line[0]; i++) {
@@ -1103,9 +1140,11 @@ static int step(htm *m, const double *values, double seconds, enum stream_mode m
     for (int f = 0; f < o->n_fields; f++)
         present += isfinite(values[f]) != 0;
     if (present) {
+        call_for_past(m);
         encode(m, values, seconds);
         find_overlaps(m);
         choose_columns(m);
+        call_for_columns(m);
         for (int k = 0; k < o->active_columns; k++)
             unpredicted += !m->column_predicted[m->chosen[k]];
     }

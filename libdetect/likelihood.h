@@ -7,6 +7,7 @@
 #ifndef LIBDETECT_LIKELIHOOD_H
 #define LIBDETECT_LIKELIHOOD_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* Asks for the memory at p, which need not be valid, ahead of its use. */
@@ -15,6 +16,12 @@
 #else
 #define PREFETCH(p) ((void)(p))
 #endif
+
+static inline void prefetch_span(const void *start, size_t size)
+{
+    for (size_t at = 0; at < size; at += 64) /* the size of a cache line, or a multiple */
+        PREFETCH((const char *)start + at);
+}
 
 enum stream_mode {
     STREAM_PEEK = 0,   /* score and leave no trace */

@@ -11,26 +11,24 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anomaly.errors import AnomalyError, ClassifierFileError, DataError, ParameterError
 from production.judges import judge_from
+from production.manifest import MANIFEST, Entry, Manifest
+from production.meters import Meter
 from production.parts import Part, Stretch, Survey, cut, format_of, parts_of, stretches
 from production.places import Stored, clean, find, is_local, tree_of
 from production.scoring import Scored, Settings, score_part, survey_stretch
 from production.workers import Workers
 
-__all__ = ["Bar", "Lines", "Manifest", "Meter", "Options", "Run", "score_tables"]
+__all__ = ["Options", "Run", "score_tables"]
 
-MANIFEST = "_scored.json"
-FORMAT_VERSION = 1
 _MOST_SHOWN = 40
 
 
@@ -97,7 +95,7 @@ def score_tables(
     make_workers: Callable[[bytes], Workers],
     *,
     tell: Callable[[str], None] = lambda text: None,
-    meter: Any = None,
+    meter: Meter | None = None,
 ) -> Run:
     """Score every table that the options name.
 
@@ -127,7 +125,8 @@ def score_tables(
     judge = judge_from(model, decimal=options.decimal, skew=options.skew)
     inputs = _listed(options)
     with _alone(options.out):
-        manifest = Manifest.open(options, hashlib.sha256(model).hexdigest())
+        sha256 = hashlib.sha256(model).hexdigest()
+        manifest = Manifest.open(options.out, sha256, options.told(), options.start_over)
         run = Run(manifest, options, judge.answers[0], tell, meter or Meter())
         workers = None
         try:
@@ -188,166 +187,6 @@ def _alone(out: str) -> Iterator[None]:
         os.close(handle)
 
 
-# ---- the manifest
-
-
-@dataclass
-class Entry:
-    """An input and its parts; a part without a result is still to be scored."""
-
-    source: Stored
-    parts: list[Part]
-    results: dict[str, Scored] = field(default_factory=dict)
-
-    def described(self) -> dict[str, Any]:
-        """As plain values."""
-        return {
-            **asdict(self.source),
-            "parts": [
-                {
-                    **{k: v for k, v in vars(part).items() if k != "source"},
-                    "result": asdict(self.results[part.name])
-                    if part.name in self.results
-                    else None,
-                }
-                for part in self.parts
-            ],
-        }
-
-    @classmethod
-    def read(cls, plain: dict[str, Any]) -> Entry:
-        """From plain values."""
-        source = Stored(*(plain[name] for name in ("address", "name", "size", "mark")))
-        entry = cls(source, [])
-        for described in plain["parts"]:
-            result = described.pop("result")
-            entry.parts.append(Part(source=source, **described))
-            if result is not None:
-                entry.results[described["name"]] = Scored(**result)
-        return entry
-
-
-class Manifest:
-    """What an output folder holds, in its file ``_scored.json``.
-
-    Parameters
-    ----------
-    out : str
-        Address of the folder.
-    model : str
-        SHA-256 of the model file.
-    options : dict
-        What the bytes of the output depend on.
-    entries : dict of str to Entry
-        By the address of the input.
-    """
-
-    def __init__(
-        self, out: str, model: str, options: dict[str, Any], entries: dict[str, Entry]
-    ) -> None:
-        self.out = out
-        self.model = model
-        self.options = options
-        self.entries = entries
-        self._saved = 0.0
-        self._cost = 0.0
-
-    @classmethod
-    def open(cls, options: Options, model: str) -> Manifest:
-        """Read the manifest of a folder, or begin one.
-
-        Raises
-        ------
-        ParameterError
-            It is of another model or of other options, or cannot be read.
-        """
-        manifest = cls(options.out, model, options.told(), {})
-        address = f"{options.out}/{MANIFEST}"
-        try:
-            with tree_of(address).open(address) as file:
-                found = _parsed(address, file.read())
-        except FileNotFoundError:
-            return manifest
-        if options.start_over:
-            for name in _names(found):
-                tree_of(address).remove(f"{options.out}/{name}")
-            tree_of(address).remove(address)
-            return manifest
-        _check_same(options.out, found, model, manifest.options)
-        try:
-            entries = [Entry.read(plain) for plain in found["inputs"]]
-        except (KeyError, TypeError) as error:
-            raise ParameterError(f"{address}: {_HOW_TO_START_OVER}: {error!r}") from error
-        manifest.entries = {entry.source.address: entry for entry in entries}
-        return manifest
-
-    def save(self, at_once: bool = True) -> None:
-        """Write it, whole or not at all; now and then only, unless at once."""
-        begun = time.monotonic()
-        if not at_once and begun - self._saved < max(1.0, 20 * self._cost):
-            return
-        plain = {
-            "format": FORMAT_VERSION,
-            "model": self.model,
-            "options": self.options,
-            "inputs": [entry.described() for entry in self.entries.values()],
-        }
-        address = f"{self.out}/{MANIFEST}"
-        with tree_of(address).write_aside(address) as file:
-            file.write(json.dumps(plain, indent=1, ensure_ascii=False).encode())
-        self._saved = time.monotonic()
-        self._cost = self._saved - begun
-
-    def owners(self) -> dict[str, str]:
-        """Address of the input of each part, by the name of the part."""
-        return {
-            part.name: entry.source.address
-            for entry in self.entries.values()
-            for part in entry.parts
-        }
-
-
-_HOW_TO_START_OVER = (
-    "not a list of scored parts of this version; give another --out, or remove the folder"
-)
-
-
-def _parsed(address: str, content: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise ParameterError(f"{address}: {_HOW_TO_START_OVER}: {error}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT_VERSION:
-        raise ParameterError(f"{address}: {_HOW_TO_START_OVER}")
-    return found
-
-
-def _names(found: dict[str, Any]) -> list[str]:
-    """Names of parts, of which none leads out of the folder."""
-    names = [part["name"] for plain in found.get("inputs", []) for part in plain["parts"]]
-    return [name for name in names if not {"", ".", ".."} & set(str(name).split("/"))]
-
-
-def _check_same(out: str, found: dict[str, Any], model: str, options: dict[str, Any]) -> None:
-    advice = "give another --out, or --start-over to remove these parts and score anew"
-    if found.get("model") != model:
-        raise ParameterError(
-            f"{out} was scored with another model (SHA-256 {str(found.get('model'))[:12]}…, "
-            f"now {model[:12]}…); {advice}"
-        )
-    for name, now in options.items():
-        then = found.get("options", {}).get(name)
-        if then != now:
-            raise ParameterError(
-                f"{out} was scored with --{name.replace('_', '-')} {_shown(then)}, "
-                f"now {_shown(now)}; {advice}"
-            )
-
-
-def _shown(value: Any) -> str:
-    return "not given" if value is None else repr(value)
-
-
 # ---- the run
 
 
@@ -390,23 +229,20 @@ class Run:
 
     def choose(self, inputs: Sequence[Stored]) -> bool:
         """Keep what is done and unchanged; returns whether anything is left to do."""
-        _sweep(self.options.out, set(self.manifest.owners()))
+        out = self.options.out
+        there = _sweep(out, self.manifest.owners)
+        self._foreign = set(there) - {f"{out}/{name}" for name in self.manifest.owners}
         self.inputs = [stored.address for stored in inputs]
         for stored in inputs:
             entry = self.manifest.entries.get(stored.address)
             if entry is None or entry.source != stored:
                 self._unplanned.append(stored)
                 continue
-            self._forget_lost(entry)
+            for name, result in list(entry.results.items()):
+                if there.get(f"{out}/{name}") != result.size:  # it is gone, or was altered
+                    del entry.results[name]
             self.kept += len(entry.results)
         return bool(self._unplanned or any(True for _ in self._left()))
-
-    def _forget_lost(self, entry: Entry) -> None:
-        """A part whose output is gone, or not as long as it was, is done again."""
-        for name, result in list(entry.results.items()):
-            target = f"{self.options.out}/{name}"
-            if tree_of(target).size(target) != result.size:
-                del entry.results[name]
 
     def _left(self) -> Iterator[Part]:
         for address in self.inputs:
@@ -424,9 +260,6 @@ class Run:
                 stored, self.options.part_size, self.options.separator
             )
         surveys = self._survey(workers, settings, [s for each in wanted.values() for s in each])
-        out = self.options.out
-        self._foreign = {stored.address for stored in tree_of(out).find(out)}
-        self._foreign -= {f"{out}/{name}" for name in self.manifest.owners()}
         for stored in self._unplanned:
             found = [surveys.get(stretch) for stretch in wanted[stored.address]]
             self._enter(stored, [survey for survey in found if survey is not None])
@@ -443,7 +276,10 @@ class Run:
         try:
             for stretch, ended in workers.run(survey_stretch, settings, wanted):
                 if isinstance(ended, Exception):
-                    raise _as_ours(ended, stretch.source.address)
+                    ours = _as_ours(ended, stretch.source.address)
+                    if isinstance(ours, ClassifierFileError):
+                        raise ours
+                    ended = Survey(0, 0, 0, False)  # what is wrong is told when it is scored
                 surveys[stretch] = ended
                 self.meter.advance(stretch.stop - stretch.start, 0)
         finally:
@@ -452,37 +288,39 @@ class Run:
 
     def _enter(self, stored: Stored, surveys: list[Survey]) -> None:
         """Put the parts of an input into the manifest, in place of those it had."""
-        own = format_of(stored.name)
-        ending = self.options.format or ("parquet" if own == "parquet" else "csv")
-        if own == "parquet":
-            parts = cut(stored, self.options.part_size, ending)
-        else:
-            parts = parts_of(stored, ending, surveys)
-            if surveys and len(parts) == 1:
-                self.tell(
-                    f"{stored.address}: has line breaks or stray quotes in cells, so it is one "
-                    "part and is scored by one worker"
-                )
-        old = self.manifest.entries.pop(stored.address, None)
-        self._check_names(stored, parts)
-        for part in old.parts if old is not None else ():
-            target = f"{self.options.out}/{part.name}"
-            tree_of(target).remove(target)
-        self.manifest.entries[stored.address] = Entry(stored, parts)
-
-    def _check_names(self, stored: Stored, parts: list[Part]) -> None:
-        owners = self.manifest.owners()
+        parts = self._parts(stored, surveys)
         for part in parts:
-            if part.name in owners:
+            owner = self.manifest.owners.get(part.name, stored.address)
+            if owner != stored.address:
                 raise ParameterError(
-                    f"{stored.address} and {owners[part.name]} would both be scored to "
-                    f"{part.name}; give each its own --out"
+                    f"{stored.address} and {owner} would both be scored to {part.name}; give "
+                    "each its own --out"
                 )
             if f"{self.options.out}/{part.name}" in self._foreign:
                 raise ParameterError(
                     f"{self.options.out}/{part.name} exists, and no earlier run has listed it in "
                     f"{MANIFEST}; remove it, or give another --out"
                 )
+        for part in self.manifest.take(stored.address):
+            target = f"{self.options.out}/{part.name}"
+            tree_of(target).remove(target)
+        self.manifest.put(Entry(stored, parts))
+
+    def _parts(self, stored: Stored, surveys: list[Survey]) -> list[Part]:
+        own = format_of(stored.name)
+        ending = self.options.format or ("parquet" if own == "parquet" else "csv")
+        if own == "parquet":
+            try:
+                return cut(stored, self.options.part_size, ending)
+            except DataError:  # told when it is scored
+                return parts_of(stored, ending)
+        parts = parts_of(stored, ending, surveys)
+        if surveys and len(parts) == 1:
+            self.tell(
+                f"{stored.address}: has line breaks or stray quotes in cells, so it is one part "
+                "and is scored by one worker"
+            )
+        return parts
 
     # --- scoring
 
@@ -498,7 +336,7 @@ class Run:
                     self._note(part, ended)
         finally:
             self.meter.stop()
-        _sweep(self.options.out, set(self.manifest.owners()))
+        _sweep(self.options.out, self.manifest.owners)
 
     def _until_stopped(self, parts: Iterable[Part]) -> Iterator[Part]:
         for part in parts:
@@ -579,7 +417,7 @@ class Run:
                 )
         if len(self._entries()) > _MOST_SHOWN:
             table.add_row(f"… {len(self._entries()) - _MOST_SHOWN} more, see {MANIFEST}")
-        console = Console(width=120, no_color=True, highlight=False)
+        console = Console(width=120, no_color=True, highlight=False, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(table)
         rate = self.n_fresh / max(self.seconds, 1e-9)
@@ -600,107 +438,15 @@ def _as_ours(error: Exception, address: str) -> Exception:
     return DataError(f"{address}: {type(error).__name__}: {error}")
 
 
-def _sweep(out: str, names: set[str]) -> None:
-    """Remove what a killed worker has left of parts that never were whole."""
-    if not is_local(out):
-        return
-    left = re.compile(r"\.(.+)\.[A-Za-z0-9_]{8}\.part")
-    for folder in {os.path.dirname(f"{out}/{name}") for name in {*names, MANIFEST}}:
-        for path in Path(folder).glob(".*.part"):
-            found = left.fullmatch(path.name)
-            if found and os.path.relpath(f"{folder}/{found[1]}", out) in {*names, MANIFEST}:
-                path.unlink(missing_ok=True)
-
-
-# ---- progress
-
-
-class Meter:
-    """Says nothing."""
-
-    def start(self, what: str, size: int) -> None:
-        """So many bytes are to be gone through."""
-
-    def advance(self, size: int, records: int) -> None:
-        """So many more bytes and records are done."""
-
-    def stop(self) -> None:
-        """It is over, however it ended."""
-
-
-class Lines(Meter):
-    """A plain line now and then, for log files.
-
-    Parameters
-    ----------
-    tell : callable
-        Gets each line.
-    every_s : float
-        Seconds between lines.
-
-    Examples
-    --------
-    >>> from production.batch import Lines
-    >>> lines = Lines(print, every_s=0)
-    >>> lines.start("scoring", size=2_000_000)
-    >>> lines.advance(size=1_000_000, records=50)  # doctest: +ELLIPSIS
-    scoring: 50 %, 1 of 2 MB, ... records/s, 0:00:00 left
-    """
-
-    def __init__(self, tell: Callable[[str], None], every_s: float = 60.0) -> None:
-        self.tell = tell
-        self.every_s = every_s
-
-    def start(self, what: str, size: int) -> None:
-        """Begin to count."""
-        self.what, self.size, self.done, self.records = what, max(size, 1), 0, 0
-        self.begun = self.said = time.monotonic()
-
-    def advance(self, size: int, records: int) -> None:
-        """Count, and say so when it is time."""
-        self.done += size
-        self.records += records
-        if time.monotonic() - self.said >= self.every_s:
-            self.said = time.monotonic()
-            self.tell(f"{self.what}: {100 * self.done / self.size:.0f} %, {self.pace()}")
-
-    def pace(self) -> str:
-        """Bytes, rate and time left."""
-        gone = max(time.monotonic() - self.begun, 1e-9)
-        left = round(gone * (self.size - self.done) / self.done) if self.done else 0
-        clock = f"{left // 3600}:{left % 3600 // 60:02}:{left % 60:02}" if self.done else "?"
-        return (
-            f"{self.done / 1e6:,.0f} of {self.size / 1e6:,.0f} MB, "
-            f"{self.records / gone:,.0f} records/s, {clock} left"
-        )
-
-
-class Bar(Lines):
-    """A bar on a terminal."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda text: None, every_s=float("inf"))
-
-    def start(self, what: str, size: int) -> None:
-        """Show the bar."""
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        super().start(what, size)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %  {task.fields[pace]}"),
-            console=Console(stderr=True),
-        )
-        self.task = self.bar.add_task(what, total=self.size, pace="")
-        self.bar.start()
-
-    def advance(self, size: int, records: int) -> None:
-        """Move the bar."""
-        super().advance(size, records)
-        self.bar.update(self.task, completed=self.done, pace=self.pace())
-
-    def stop(self) -> None:
-        """Leave the bar as it is."""
-        self.bar.stop()
+def _sweep(out: str, names: Iterable[str]) -> dict[str, int]:
+    """Remove what killed workers left of parts that never were whole; returns what is there."""
+    tree = tree_of(out)
+    there = tree.below(out)
+    ours = {*names, MANIFEST}
+    for address in list(there):
+        folder, _, name = address.removeprefix(f"{out}/").rpartition("/")
+        torn = re.fullmatch(r"\.(.+)\.[A-Za-z0-9_]{8}\.part", name)
+        if torn and f"{folder}/{torn[1]}".lstrip("/") in ours:
+            tree.remove(address)
+            del there[address]
+    return there

@@ -528,7 +528,8 @@ def _is_for_folder(options: argparse.Namespace) -> bool:
 
 
 def _score_folder(options: argparse.Namespace) -> int:
-    from production.batch import Bar, Lines, Options, score_tables
+    from production.batch import Options, score_tables
+    from production.meters import Bar, Lines
 
     _check_folder_options(options)
     asked = Options(

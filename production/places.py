@@ -7,13 +7,13 @@ environment or fsspec's own configuration, never into an address.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -123,6 +123,10 @@ class Tree:
         """Files of a pattern, a folder, or one file."""
         raise NotImplementedError
 
+    def below(self, folder: str) -> dict[str, int]:
+        """Sizes of all files below a folder, hidden ones too, by address."""
+        raise NotImplementedError
+
     def look(self, address: str, name: str = "") -> Stored:
         """Size and version of a file; FileNotFoundError where there is none."""
         raise NotImplementedError
@@ -161,6 +165,14 @@ class _Here(Tree):
         names = {os.path.relpath(path, root): path for path in paths if os.path.isfile(path)}
         return [self.look(path, name) for name, path in names.items() if not _is_hidden(name)]
 
+    def below(self, folder: str) -> dict[str, int]:
+        sizes = {}
+        for path, _, names in os.walk(folder):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # removed in the meantime
+                    sizes[os.path.join(path, name)] = os.lstat(os.path.join(path, name)).st_size
+        return sizes
+
     def look(self, address: str, name: str = "") -> Stored:
         state = os.stat(address)
         return Stored(address, name, state.st_size, str(state.st_mtime_ns))
@@ -168,7 +180,7 @@ class _Here(Tree):
     def open(self, address: str) -> IO[bytes]:
         return open(address, "rb")
 
-    @contextmanager
+    @contextlib.contextmanager
     def write_aside(self, address: str) -> Iterator[IO[bytes]]:
         os.makedirs(os.path.dirname(address), exist_ok=True)
         with write_local(address, "wb") as file:
@@ -203,14 +215,23 @@ class _There(Tree):
             return [self.look(pattern, pattern.rpartition("/")[2])]
         else:
             root, listed = pattern.rstrip("/"), self._fs.find(pattern, detail=True)
-        # A tree may spell its root otherwise than the address did.
+        found = self._named(root, listed)
+        return [stored for stored in found if not _is_hidden(stored.name)]
+
+    def below(self, folder: str) -> dict[str, int]:
+        self._fs.invalidate_cache()
+        found = self._named(folder, self._fs.find(folder, detail=True))
+        return {stored.address: stored.size for stored in found}
+
+    def _named(self, root: str, listed: dict[str, Any]) -> list[Stored]:
+        """Files of a listing, which may spell their root otherwise than the address did."""
         bare = self._fs._strip_protocol(root).rstrip("/") + "/"
-        found = []
-        for path, info in listed.items():
-            name = path.removeprefix(bare)
-            if info["type"] == "file" and not _is_hidden(name):
-                found.append(_stored(f"{root}/{name}", name, info))
-        return found
+        names = {path.removeprefix(bare): info for path, info in listed.items()}
+        return [
+            _stored(f"{root}/{name}", name, info)
+            for name, info in names.items()
+            if info["type"] == "file"
+        ]
 
     def look(self, address: str, name: str = "") -> Stored:
         self._fs.invalidate_cache(self._fs._parent(address))
@@ -220,7 +241,7 @@ class _There(Tree):
         opened: IO[bytes] = self._fs.open(address, "rb", block_size=_BLOCK, cache_type="readahead")
         return opened
 
-    @contextmanager
+    @contextlib.contextmanager
     def write_aside(self, address: str) -> Iterator[IO[bytes]]:
         """Write a file here, then put it there, so that no torn stream is ever closed."""
         with tempfile.NamedTemporaryFile(prefix="anomaly-", suffix=".part") as file:

@@ -32,9 +32,11 @@ from anomaly.kpi_families import make_windows
 from anomaly.value import ValueDetector, model_path
 from anomaly.windows import read_windows
 from production import batch, scoring, workers
-from production.batch import MANIFEST, Meter, Options, score_tables
+from production.batch import Options, score_tables
 from production.classify import classify_rows, main
 from production.judges import judge_of
+from production.manifest import MANIFEST
+from production.meters import Meter
 from production.parts import look_over, parts_of, stretches
 from production.places import Stored, clean, find
 from production.workers import Cluster, Here, Processes
@@ -231,8 +233,7 @@ def test_parts_are_the_bytes_of_the_whole(model, tmp_path, bad):
     assert run.n_parts > 5
     assert joined(run.options.out) == whole(path, bad=bad)
     assert [re.search(r"line \d+", text)[0] for text in told] == ["line 5", "line 302", "line 501"]
-    assert f"500 records: {run.summary().split()[-1]}"[:11] == "500 records"
-    assert "3 bad" in run.summary()
+    assert re.search(r"500 records: \d+ malicious, 3 bad; (\d+) of \1 parts done", run.summary())
 
 
 def test_stop_names_file_and_line_and_keeps_what_is_done(model, tmp_path):
@@ -545,17 +546,18 @@ def test_a_foreign_manifest_is_refused(model, tmp_path, text):
         "{}, ", json.dumps(plain["options"]) + ", "
     )
     (out / MANIFEST).write_text(text)
-    with pytest.raises(ParameterError, match="not a list of scored parts of this version"):
+    with pytest.raises(ParameterError, match="no list of scored parts of this version"):
         score(model, data, out)
 
 
-def test_start_over_removes_nothing_outside_the_folder(model, tmp_path):
+@pytest.mark.parametrize("start_over", [True, False])
+def test_a_manifest_that_leads_out_of_the_folder_is_refused(model, tmp_path, start_over):
     data, out = write_tables(tmp_path / "data", n=1), tmp_path / "out"
     score(model, data, out)
-    text = (out / MANIFEST).read_text().replace('"name": "t0.csv"', '"name": "../data/t0.csv"')
+    text = (out / MANIFEST).read_text().replace('"name": "t0.csv",', '"name": "../data/t0.csv",')
     (out / MANIFEST).write_text(text)
-    (out / "t0.csv").unlink()
-    score(model, data, out, start_over=True)
+    with pytest.raises(ParameterError, match=r"part '\.\./data/t0\.csv'"):
+        score(model, data, out, start_over=start_over)
     assert (data / "t0.csv").exists()
 
 
@@ -781,6 +783,50 @@ def test_a_bucket_is_read_and_written(model, tmp_path):
         assert "memory://bucket/u.parquet: " in run.failed[0][1]
     finally:
         store.rm("/", recursive=True)
+
+
+def test_a_tree_that_is_no_store_gets_files_put_aside_and_renamed(model, tmp_path):
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Other(LocalFileSystem):
+        protocol = "other"
+        moved = ()
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return str(path).removeprefix("other://").rstrip("/")
+
+        def mv(self, path1, path2, **options):
+            Other.moved += ((Path(path1).name, Path(path2).name),)
+            super().mv(path1, path2, **options)
+
+    fsspec.register_implementation("other", Other, clobber=True)
+    data, out = write_tables(tmp_path / "data", n=1), tmp_path / "out"
+    for n in (300, 20):
+        out.mkdir(exist_ok=True)
+        (out / ".t0.csv.0123abcd.part").write_text("left by a kill")
+        make_records(n).to_csv(data / "t0.csv", index=False)
+        run = score(model, f"other://{data}", f"other://{out}", part_size=5000)
+        assert not run.failed
+        assert joined(out) == whole(data / "t0.csv")
+    asides = {old for old, _ in Other.moved}
+    assert all(re.fullmatch(r"\..+\.[0-9a-f]{8}\.part", old) for old in asides)
+    assert {new for _, new in Other.moved} >= {MANIFEST, "t0-00000.csv", "t0.csv"}
+    # The first run did not know yet that it would own t0.csv; the second one did.
+    assert {path.name for path in out.iterdir()} == {MANIFEST, "t0.csv"}
+
+
+def test_a_planning_fault_leaves_the_list_of_an_earlier_run_as_it_was(model, tmp_path):
+    data, out = write_tables(tmp_path / "data", n=2), tmp_path / "out"
+    score(model, data / "t0.csv", out)
+    make_records(50).to_csv(data / "t0.csv", index=False)
+    (out / "t1.csv").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(ParameterError, match=r"t1\.csv exists"):
+            score(model, data, out)
+    (out / "t1.csv").unlink()
+    assert score(model, data, out).n_done == 2
 
 
 def test_file_addresses_are_paths(model, tmp_path):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib
-import importlib.metadata
 import io
 import os
 import platform
@@ -38,14 +37,8 @@ class RefusedError(RuntimeError):
     """This process cannot take part in the run; the text says why."""
 
 
-def receive(
-    archive: bytes,
-    digests: Mapping[str, str],
-    versions: Mapping[str, str],
-    platform_tag: str,
-    allow_version_skew: bool,
-) -> str:
-    """Check this process, unpack the code that was sent, and put it on the path.
+def receive(archive: bytes, digests: Mapping[str, str], platform_tag: str) -> str:
+    """Unpack the code that was sent, and put it on the path.
 
     Parameters
     ----------
@@ -53,11 +46,8 @@ def receive(
         Zip of the packages; the native core in it is for ``platform_tag``.
     digests : mapping of str to str
         Name of each package in the archive to its `tree_digest`.
-    versions : mapping of str to str
-        What the results depend on, see `skew`.
     platform_tag : str
         `platform_name` of the sender.
-    allow_version_skew : bool
 
     Returns
     -------
@@ -67,19 +57,20 @@ def receive(
     Raises
     ------
     RefusedError
-        For other versions of libraries, for other code that is loaded already,
-        and where the native core can neither be loaded nor built.
+        For an old Python, for other code that is loaded already, and where the
+        native core can neither be loaded nor built.
     """
-    differences = skew(versions)
-    if differences and not allow_version_skew:
+    if sys.version_info < (3, 11):  # noqa: UP036 - this may be any Python
         raise RefusedError(
-            "; ".join(f"{name} is {here} here, {there} there" for name, here, there in differences)
+            f"Python {platform.python_version()} is too old, 3.11 or newer is needed"
         )
     loaded = [name for name in digests if name in sys.modules]
     for name in loaded:
         where = location(name)
         if where is None or tree_digest(where) != digests[name]:
-            raise RefusedError(f"another version of {name} is loaded from {where}; restart it")
+            raise RefusedError(
+                f"another version of {name} is loaded from {where}; restart the process"
+            )
     if len(loaded) == len(digests):
         return ""
     folder = str(unpack(archive, platform_tag))
@@ -89,28 +80,6 @@ def receive(
     os.environ["PYTHONPATH"] = folder + (os.pathsep + inherited if inherited else "")
     importlib.invalidate_caches()
     return folder
-
-
-def skew(versions: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Libraries whose version here is not the expected one: name, here, expected.
-
-    ``python`` is compared as major and minor number; ``anomaly`` is left out,
-    since its code is compared byte by byte.
-    """
-    found = []
-    for name, expected in versions.items():
-        if name == "anomaly":
-            continue
-        if name == "python":
-            here = ".".join(platform.python_version_tuple()[:2])
-        else:
-            try:
-                here = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                here = "missing"
-        if here != expected:
-            found.append((name, here, expected))
-    return found
 
 
 def location(name: str) -> Path | None:

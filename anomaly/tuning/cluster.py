@@ -23,7 +23,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +37,7 @@ from anomaly.tuning.folds import Folds
 from anomaly.tuning.literals import from_literal
 from anomaly.tuning.log import LogReader, LogWriter, RunFolder, key_of
 from anomaly.tuning.remote import Spec
+from anomaly.tuning.shipping import code_trees, ship
 from anomaly.tuning.units import Record, Unit
 from anomaly.tuning.workers import Outcome, Workers
 
@@ -89,6 +90,7 @@ def open_cluster(backend: Backend) -> Iterator[Cluster]:
         except (OSError, ValueError) as error:
             raise ParameterError(f"no Dask scheduler answers at {address}: {error}") from None
         cluster = Cluster(client, address, backend)
+        cluster.ship()
         try:
             yield cluster
         except BaseException:
@@ -110,6 +112,8 @@ class Cluster:
         Mark of this connection, by which workers know their child processes.
     stores : set of str
         Folders that workers keep for the runs of this session.
+    shipped : set of str
+        Packages that other hosts have been given.
     """
 
     def __init__(self, client: Any, address: str, backend: Backend) -> None:
@@ -118,10 +122,20 @@ class Cluster:
         self.backend = backend
         self.session = secrets.token_hex(8)
         self.stores: set[str] = set()
+        self.shipped: set[str] = set()
 
     def workers(self, data: Folds, folder: RunFolder | None, versions: dict[str, str]) -> Workers:
         """Workers for the units of one search."""
         return DaskWorkers(self, data, folder, versions)
+
+    def ship(self, objects: Iterable[Any] = ()) -> None:
+        """Give other hosts the code of this process and of the objects' classes."""
+        if self.backend.workers is not None:
+            return  # this host
+        packages = set(code_trees(objects))
+        if not packages <= self.shipped:
+            self.shipped |= packages
+            ship(self.client, objects)
 
     def describe(self) -> str:
         """Where fits run, and the address of Dask's dashboard."""
@@ -234,6 +248,8 @@ class DaskWorkers(Workers):
 
     def run(self, units: deque[Unit]) -> Iterator[Outcome]:
         """Run units on whatever workers there are, and yield what came of each."""
+        fits = [(u.classifier, u.oversample, [fit.params for fit in u.fits]) for u in units]
+        self.cluster.ship([self.data.prepare, *fits])
         self._units = units
         while units or self._jobs:
             self._look()

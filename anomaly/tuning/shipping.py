@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import io
+import logging
 import pickle
 import site
 import sys
@@ -20,27 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import anomaly
-from anomaly.errors import DataError, ParameterError, require
+from anomaly.errors import ParameterError, require
 from anomaly.tuning import arrival
-from anomaly.tuning.folds import Folds
 
 PLUGIN = "anomaly-code"
+REFUSED = "anomaly-refused"
 # More than this is no source code.
 _LARGEST = 64 * 2**20
 
+_log = logging.getLogger(__name__)
 
-def ship(
-    client: Any,
-    objects: Iterable[Any] = (),
-    *,
-    versions: Mapping[str, str] | None = None,
-    allow_version_skew: bool = False,
-) -> dict[str, dict[str, str]]:
+
+def ship(client: Any, objects: Iterable[Any] = ()) -> dict[str, str]:
     """Give the scheduler and all workers of a cluster the code of this process.
 
     Workers that join later get it before their first task, or leave again when
-    they are refused. Call it before anything else is sent, since a task cannot
-    be read without the code.
+    they are refused. Call it before anything else is sent, since neither the
+    scheduler nor a worker can read a task without the code. Every refusal is
+    logged as a warning.
 
     Parameters
     ----------
@@ -48,82 +46,44 @@ def ship(
     objects : iterable, default=()
         What tasks will be made of: the modules of their classes are sent, too,
         with what these import, where they are not installed.
-    versions : mapping of str to str, optional
-        What results depend on, see `anomaly.tuning.engine.library_versions`.
-    allow_version_skew : bool, default=False
-        Accept workers with other versions, and return what differs.
 
     Returns
     -------
-    dict of str to dict
-        Worker to library to its version there, for those that differ.
+    dict of str to str
+        Address of every worker that was refused, to the reason.
 
     Raises
     ------
     ParameterError
-        Naming every worker that is refused, with the reason.
+        If the scheduler or every worker is refused, with the reasons.
     """
     require("distributed", extra="dask")
     trees = code_trees(objects)
     arguments = {
         "archive": pack(trees),
         "digests": {name: arrival.tree_digest(path) for name, path in trees.items()},
-        "versions": dict(versions or {}),
         "platform_tag": arrival.platform_name(),
-        "allow_version_skew": allow_version_skew,
     }
-    before = len(client.get_events("anomaly-refused") or ())
+    before = len(client.get_events(REFUSED) or ())
+    client.subscribe_topic(REFUSED, _warn)
     present = frozenset(client.scheduler_info(n_workers=-1)["workers"])
     try:
         client.register_plugin(_carried("scheduler", present, arguments), name=PLUGIN)
-        client.register_plugin(_carried("worker", present, arguments), name=PLUGIN)
     except RuntimeError as error:
-        events = (client.get_events("anomaly-refused") or ())[before:]
-        reasons = sorted(event["reason"] for _, event in events) or [str(error)]
-        unship(client)
-        raise ParameterError(_refusal(reasons)) from None
-    if not versions:
-        return {}
-    found = client.run(arrival.skew, dict(versions))
-    return {
-        worker: {name: here for name, here, _ in differences}
-        for worker, differences in found.items()
-        if differences
-    }
+        raise ParameterError(f"refused: {error}") from None
+    try:
+        client.register_plugin(_carried("worker", present, arguments), name=PLUGIN)
+    except RuntimeError:
+        events = (client.get_events(REFUSED) or ())[before:]
+        refused = {event["worker"]: str(event["reason"]) for _, event in events}
+        if present <= refused.keys():
+            raise ParameterError(f"refused: {'; '.join(sorted(refused.values()))}") from None
+        return refused
+    return {}
 
 
-def unship(client: Any) -> None:
-    """Stop giving the code to workers that join; those that have it keep it."""
-    for stop in (client.unregister_worker_plugin, client.unregister_scheduler_plugin):
-        try:
-            stop(PLUGIN)
-        except (KeyError, ValueError):
-            continue  # it was refused before it was registered
-
-
-def _refusal(reasons: list[str]) -> str:
-    shown = "; ".join(reasons[:10])
-    more = f"; and {len(reasons) - 10} more" if len(reasons) > 10 else ""
-    return (
-        f"refused: {shown}{more}; install the same versions there, or allow other versions of "
-        "libraries with --allow-version-skew"
-    )
-
-
-def check_rows(data: Folds, expected: Mapping[str, str]) -> None:
-    """Check on a worker that the rows which came are those of the run.
-
-    Raises
-    ------
-    DataError
-        Naming what differs.
-    """
-    for name, digest in data.fingerprint().items():
-        if digest != expected[name]:
-            raise DataError(
-                f"the {name} of this worker are not those of the run: {digest}, not "
-                f"{expected[name]}"
-            )
+def _warn(event: tuple[float, Mapping[str, str]]) -> None:
+    _log.warning("worker refused: %s", event[1]["reason"])
 
 
 # The packages -------------------------------------------------------------------------

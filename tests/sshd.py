@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
-import signal
 import socket
 import subprocess
+import sysconfig
 import time
-from collections.abc import Mapping
+import venv
 from pathlib import Path
+
+import psutil
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
@@ -64,7 +67,6 @@ class Server:
         folder: Path,
         client: Client,
         address: str = "127.0.0.1",
-        environment: Mapping[str, str] | None = None,
         within: list[str] | None = None,
         known: bool = True,
     ) -> None:
@@ -77,13 +79,13 @@ class Server:
             named = address if self.port == 22 else f"[{address}]:{self.port}"
             with open(client.known, "a") as file:
                 file.write(f"{named} {' '.join(key)}\n")
-        allowed = folder / "authorized_keys"
-        allowed.write_text(client.public.read_text())
-        values = {"XDG_CACHE_HOME": str(self.cache), **(environment or {})}
+        self.allowed = folder / "authorized_keys"
+        self.allowed.write_text(client.public.read_text())
+        values = {"XDG_CACHE_HOME": self.cache, "XDG_STATE_HOME": folder / "state"}
         config = folder / "sshd_config"
         config.write_text(
             f"ListenAddress {address}\nPort {self.port}\nHostKey {folder / 'key'}\n"
-            f"AuthorizedKeysFile {allowed}\nPidFile none\nStrictModes no\nUsePAM no\n"
+            f"AuthorizedKeysFile {self.allowed}\nPidFile none\nStrictModes no\nUsePAM no\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             f"PermitRootLogin yes\nAllowUsers {getpass.getuser()}\n"
             f"SetEnv {' '.join(f'{name}={value}' for name, value in values.items())}\n"
@@ -114,8 +116,33 @@ class Server:
         """As in a file of hosts."""
         return f"{self.address}:{self.port}"
 
+    def processes(self) -> list[psutil.Process]:
+        """What was started over SSH and lives."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
     def close(self) -> None:
-        """End the server, its sessions included."""
+        """End the server and what was started over it."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            for process in [*self.processes(), self.process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self.process.wait()
+
+
+def bare_python(folder: Path, **versions: str) -> Path:
+    """A Python with the libraries of this one and without this package.
+
+    ``versions`` are what it says of libraries, whatever it has.
+    """
+    venv.create(folder, symlinks=True)
+    own = next(folder.glob("lib/python*/site-packages"))
+    paths = {sysconfig.get_paths()[name] for name in ("purelib", "platlib")}
+    # Files ending in .pth below these, that of this package among them, are not read.
+    (own / "libraries.pth").write_text("".join(f"{path}\n" for path in sorted(paths)))
+    for name, version in versions.items():
+        claimed = own / f"{name}-{version}.dist-info"
+        claimed.mkdir()
+        (claimed / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+    return folder / "bin/python"

@@ -27,7 +27,7 @@ from anomaly.errors import DataError, ParameterError, require
 
 # Seconds that workers outlive a scheduler that they cannot reach.
 TIMEOUT_S = 60.0
-_START_S = 60.0
+_START_S = 180.0
 _CONNECT_S = 20.0
 _STOP_S = 10.0
 _ONE_THREAD = dict.fromkeys(

@@ -8,6 +8,7 @@ them in ``~/.cache/anomaly/code/<sha256>``; see `anomaly.tuning.arrival`.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import io
 import logging
@@ -59,7 +60,7 @@ def ship(client: Any, objects: Iterable[Any] = ()) -> dict[str, str]:
     """
     require("distributed", extra="dask")
     trees = code_trees(objects)
-    arguments = {
+    arguments: dict[str, Any] = {
         "archive": pack(trees),
         "digests": {name: arrival.tree_digest(path) for name, path in trees.items()},
         "platform_tag": arrival.platform_name(),
@@ -68,7 +69,8 @@ def ship(client: Any, objects: Iterable[Any] = ()) -> dict[str, str]:
     client.subscribe_topic(REFUSED, _warn)
     present = frozenset(client.scheduler_info(n_workers=-1)["workers"])
     try:
-        client.register_plugin(_carried("scheduler", present, arguments), name=PLUGIN)
+        mark = hashlib.sha256(arguments["archive"]).hexdigest()[:16]
+        client.register_plugin(_carried("scheduler", present, arguments), name=f"{PLUGIN}-{mark}")
     except RuntimeError as error:
         raise ParameterError(f"refused: {error}") from None
     try:
@@ -221,6 +223,8 @@ def _carried(kind: str, present: frozenset[str], arguments: Mapping[str, Any]) -
             return eval, (made, given)
 
     class ForScheduler(SchedulerPlugin):
+        idempotent = True  # its name says what it carries
+
         def __reduce__(self) -> Any:
             return eval, (made, given)
 

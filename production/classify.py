@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -592,9 +593,10 @@ def _workers(model: bytes, options: argparse.Namespace) -> Any:
         return Here(model)
     if options.backend != "dask":
         return Processes(model, -1 if options.n_jobs is None else options.n_jobs)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # we say what goes wrong
     cluster = Cluster(model, options.scheduler, options.workers)
     where = f"; dashboard: {cluster.dashboard}" if cluster.dashboard else ""
-    _say(f"{cluster.n_threads} workers{where}")
+    _say(f"worker threads: {cluster.n_threads}{where}")
     if not cluster.n_threads:
         _say(f"no workers at {options.scheduler} yet; waiting for the first")
     return cluster

@@ -212,7 +212,9 @@ class Cluster:
                 )
         try:
             self._client = distributed.Client(
-                self._cluster if scheduler is None else scheduler, timeout="10s"
+                self._cluster if scheduler is None else scheduler,
+                timeout="10s",
+                set_as_default=False,
             )
         except (OSError, ValueError) as error:
             raise ParameterError(f"no Dask scheduler answers at {scheduler}: {error}") from error
@@ -265,7 +267,10 @@ class Cluster:
         coming = iter(jobs)
         running: dict[Any, Any] = {}
         while True:
-            bound = most or max(1, 2 * self.n_threads)
+            try:
+                bound = most or max(1, 2 * self.n_threads)
+            except OSError as error:
+                raise ParameterError(_GONE) from error
             while len(running) < bound and (job := next(coming, None)) is not None:
                 future = self._client.submit(task, self._model, settings, job, pure=False)
                 running[future] = job
@@ -277,9 +282,10 @@ class Cluster:
     def _done(self, futures: list[Any]) -> set[Any]:
         """Those that have ended after two seconds at most: the cluster may have grown."""
         try:
-            done: set[Any] = self._distributed.wait(
-                futures, timeout=2, return_when="FIRST_COMPLETED"
-            ).done
+            with self._client.as_current():
+                done: set[Any] = self._distributed.wait(
+                    futures, timeout=2, return_when="FIRST_COMPLETED"
+                ).done
         except TimeoutError:
             return set()
         except self._distributed.CancelledError as error:  # not an Exception

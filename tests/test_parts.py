@@ -710,6 +710,77 @@ def test_a_part_that_kills_dask_workers_is_reported(deadly, dask_cluster, tmp_pa
     assert set(contents(tmp_path / "out")) == {"t1.csv"}
 
 
+@pytest.fixture
+def foreign_cluster(tmp_path):
+    """A scheduler and a worker as processes; the scheduler, and its address."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, "-m", "distributed.cli.dask_"]
+    started, log = [], (tmp_path / "dask.log").open("w+")
+
+    def launch(kind, *arguments):
+        command = [*program[:2], program[2] + kind, *arguments]
+        started.append(
+            subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        )
+        return started[-1]
+
+    place = tmp_path / "scheduler.json"
+    scheduler = launch(
+        *("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
+        *("--scheduler-file", str(place)),
+    )
+    wait_for(place.exists, scheduler)
+    address = json.loads(place.read_text())["address"]
+    launch("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+    yield scheduler, address
+    for process in started:
+        process.kill()
+        process.wait()
+    log.close()
+
+
+def test_a_killed_client_and_a_killed_scheduler_lose_no_part(foreign_cluster, model, tmp_path):
+    scheduler, address = foreign_cluster
+    data, out = write_tables(tmp_path / "data", n=2, rows=20_000), tmp_path / "out"
+    score(model, data, tmp_path / "expected", part_size=100_000)
+    client = start(
+        [
+            *(model, "--csv", data, "--out", out, "--part-size", "100000"),
+            *("--backend", "dask", "--scheduler", address),
+        ],
+        tmp_path,
+    )
+    wait_for(lambda: len(list(out.glob("t*"))) >= 2, client)
+    client.kill()
+    client.communicate()
+    assert len(list(out.glob("t*"))) < 8
+
+    class Killer(Meter):
+        def advance(self, size, records):
+            scheduler.kill()
+
+    with pytest.raises(ParameterError, match="the Dask scheduler is gone; run the same command"):
+        score(
+            *(model, data, out, lambda content: Cluster(content, address)),
+            part_size=100_000,
+            meter=Killer(),
+        )
+    assert score(model, data, out, part_size=100_000).kept > 0
+    assert contents_of_parts(out) == contents(tmp_path / "expected")
+
+
+def test_a_part_that_is_not_where_it_was_written_stops_the_run(model, tmp_path):
+    class Elsewhere(Here):
+        def run(self, task, settings, jobs):
+            for job, ended in super().run(task, settings, jobs):
+                Path(settings.out, job.name).unlink()
+                yield job, ended
+
+    data = write_tables(tmp_path / "data", n=1)
+    with pytest.raises(ParameterError, match=r"wrote .*t0\.csv, but it is not here: with a path"):
+        score(model, data, tmp_path / "out", Elsewhere)
+
+
 def test_a_scheduler_that_does_not_answer_is_refused(model, monkeypatch):
     with pytest.raises(ParameterError, match="no Dask scheduler answers at nonsense://x"):
         Cluster(b"", scheduler="nonsense://x")

@@ -85,7 +85,9 @@ struct htm {
     uint16_t *segments_of;  /* per cell: how many */
     int32_t *first_segment; /* per cell */
     uint16_t *activity;     /* per segment: connected << 8 | potential, on the active cells */
-    uint64_t *matching;     /* bit per segment */
+    uint16_t *column_of;    /* per segment in use */
+    uint16_t *matched;      /* segments that match the last record, in order */
+    int n_matched;
     uint8_t *cell_predicted;
     uint8_t *cell_mark;     /* scratch, all 0 between uses */
     uint8_t *column_on;     /* 1 in active columns of this record */
@@ -201,7 +203,8 @@ static htm *allocate(const htm_options *o)
     m->segments_of = room_for(cells, sizeof(uint16_t), &failed);
     m->first_segment = room_for(cells, sizeof(int32_t), &failed);
     m->activity = room_for(segments, sizeof(uint16_t), &failed);
-    m->matching = room_for(segments / 64 + 1, sizeof(uint64_t), &failed);
+    m->column_of = room_for(segments, sizeof(uint16_t), &failed);
+    m->matched = room_for(segments, sizeof(uint16_t), &failed);
     m->cell_predicted = room_for(cells, 1, &failed);
     m->cell_mark = room_for(cells, 1, &failed);
     m->column_on = room_for(columns, 1, &failed);
@@ -310,12 +313,13 @@ void htm_free(htm *m)
                      m->permanence,  m->connected,      m->overlap_part,     m->overlap,
                      m->delta,       m->inputs,         m->input_on,         m->segments,
                      m->syn_cell,    m->syn_place,      m->syn_permanence,   m->lists,
-                     m->segments_of, m->first_segment,  m->activity,         m->matching,
+                     m->segments_of, m->first_segment,  m->activity,         m->matched,
                      m->firm,        m->cell_predicted, m->cell_mark,        m->column_on,
                      m->columns,     m->column_best,    m->column_predicted, m->active,
                      m->winners,     m->old_winners,    m->candidates,       m->weights,
                      m->class_value, m->class_seen,     m->history,          m->chosen,
-                     m->foreseen,    m->reached,        m->column_winner};
+                     m->foreseen,    m->reached,        m->column_winner,
+                     m->column_of};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free(owned[i]);
     free(m);
@@ -578,6 +582,7 @@ static int new_segment(htm *m, int cell)
     segment *at = &m->segments[s];
     m->s.free_head = at->next_of_cell;
     at->cell = (uint16_t)cell;
+    m->column_of[s] = (uint16_t)(cell / m->o.cells);
     at->n = 0;
     at->next_of_cell = m->first_segment[cell];
     m->first_segment[cell] = s;
@@ -593,10 +598,10 @@ static int adapt_plainly(htm *m, int s, int gain, int loss)
     static const lane8 bit = {1, 2, 4, 8, 16, 32, 64, 128};
     int16_t *permanence = m->syn_permanence + (size_t)s * HTM_MAX_SYNAPSES;
     int16_t connected = (int16_t)m->o.connected;
-    int n = m->segments[s].n, parts = (n + 7) / 8;
+    int n = m->segments[s].n;
     slots held = n < 32 ? SLOT(n) - 1 : ~(slots)0, reached = m->reached[s];
     lane8 moved[HTM_MAX_SYNAPSES / 8], special = {0};
-    for (int i = 0; i < parts; i++, held >>= 8, reached >>= 8) {
+    for (int i = 0; i < HTM_MAX_SYNAPSES / 8; i++, held >>= 8, reached >>= 8) {
         lane8 old, on = ((int16_t)(reached & 255) & bit) != 0;
         lane8 here = ((int16_t)(held & 255) & bit) != 0;
         memcpy(&old, permanence + 8 * i, sizeof old);
@@ -610,7 +615,7 @@ static int adapt_plainly(htm *m, int s, int gain, int loss)
     memcpy(halves, &special, sizeof halves);
     if (halves[0] | halves[1])
         return 0;
-    memcpy(permanence, moved, (size_t)parts * sizeof *moved);
+    memcpy(permanence, moved, sizeof moved);
     return 1;
 }
 
@@ -712,22 +717,17 @@ static int least_used_cell(htm *m, int column)
  * of a column would come to predict the same, and a record would cost what all of them do. */
 static int learn_matching(htm *m, int n_winners)
 {
-    int cells = m->o.cells, failed = 0;
-    for (int w = 0; w <= m->o.max_segments / 64; w++) {
-        for (uint64_t left = m->matching[w]; left != 0; left &= left - 1) {
-            int s = w * 64 + __builtin_ctzll(left);
+    int failed = 0;
+    for (int i = 0; i < m->n_matched; i++) {
+        int s = m->matched[i], column = m->column_of[s];
+        if (!m->column_on[column]) {
+            if (m->o.punishment > 0)
+                adapt(m, s, -m->o.punishment, 0);
             if (m->segments[s].n == 0)
-                continue;
-            int cell = m->segments[s].cell, column = cell / cells;
-            if (!m->column_on[column]) {
-                if (m->o.punishment > 0)
-                    adapt(m, s, -m->o.punishment, 0);
-                if (m->segments[s].n == 0)
-                    drop_segment(m, s);
-            } else if (m->activity[s] >> 8 >= m->o.activation &&
-                       cell == m->column_winner[column]) {
-                failed |= reinforce(m, s, n_winners);
-            }
+                drop_segment(m, s);
+        } else if (m->activity[s] >> 8 >= m->o.activation &&
+                   m->segments[s].cell == m->column_winner[column]) {
+            failed |= reinforce(m, s, n_winners);
         }
     }
     return failed;
@@ -736,17 +736,14 @@ static int learn_matching(htm *m, int n_winners)
 /* For each active column without a predicted cell, its best matching segment. */
 static void find_best(htm *m)
 {
-    int cells = m->o.cells;
-    for (int w = 0; w <= m->o.max_segments / 64; w++) {
-        for (uint64_t left = m->matching[w]; left != 0; left &= left - 1) {
-            int s = w * 64 + __builtin_ctzll(left);
-            int column = m->segments[s].cell / cells;
-            if (m->segments[s].n == 0 || !m->column_on[column] || m->column_predicted[column])
-                continue;
-            int best = m->column_best[column];
-            if (best == NONE || (m->activity[s] & 0xff) > (m->activity[best] & 0xff))
-                m->column_best[column] = s;
-        }
+    for (int i = 0; i < m->n_matched; i++) {
+        int s = m->matched[i], column = m->column_of[s];
+        int bursts = m->column_on[column] & (m->column_predicted[column] == 0);
+        if (!bursts)
+            continue;
+        int best = m->column_best[column];
+        if (best == NONE || (m->activity[s] & 0xff) > (m->activity[best] & 0xff))
+            m->column_best[column] = s;
     }
 }
 
@@ -807,29 +804,23 @@ static void predict(htm *m)
 {
     const htm_options *o = &m->o;
     const uint16_t *activity = m->activity;
-    int cells = o->cells;
+    int n = 0;
     reach(m);
-    for (int w = 0; w <= o->max_segments / 64; w++) {
-        uint64_t matching = 0;
-        int stop = o->max_segments - w * 64 < 64 ? o->max_segments - w * 64 : 64;
-        for (int i = 0; i < stop; i++)
-            matching |= (uint64_t)((activity[w * 64 + i] & 0xff) >= o->matching) << i;
-        m->matching[w] = matching;
+    for (int s = 0; s < o->max_segments; s++) {
+        m->matched[n] = (uint16_t)s;
+        n += (activity[s] & 0xff) >= o->matching;
     }
+    m->n_matched = n;
     memset(m->cell_predicted, 0, (size_t)m->n_cells);
     memset(m->column_predicted, 0, (size_t)o->columns);
-    for (int w = 0; w <= o->max_segments / 64; w++) {
-        for (uint64_t left = m->matching[w]; left != 0; left &= left - 1) {
-            int s = w * 64 + __builtin_ctzll(left);
-            int strength = activity[s] >> 8;
-            if (strength < o->activation)
-                continue;
-            int cell = m->segments[s].cell;
-            m->cell_predicted[cell] = 1;
-            if (strength > m->column_predicted[cell / cells]) {
-                m->column_predicted[cell / cells] = (uint8_t)strength;
-                m->column_winner[cell / cells] = (uint16_t)cell;
-            }
+    for (int i = 0; i < n; i++) {
+        int s = m->matched[i], column = m->column_of[s], strength = activity[s] >> 8;
+        if (strength < o->activation)
+            continue;
+        m->cell_predicted[m->segments[s].cell] = 1;
+        if (strength > m->column_predicted[column]) {
+            m->column_predicted[column] = (uint8_t)strength;
+            m->column_winner[column] = m->segments[s].cell;
         }
     }
 }
@@ -840,12 +831,9 @@ static void predict(htm *m)
 /* What is known before the record comes: the segments that will learn. */
 static void call_for_past(const htm *m)
 {
-    for (int w = 0; w <= m->o.max_segments / 64; w++) {
-        for (uint64_t left = m->matching[w]; left != 0; left &= left - 1) {
-            size_t s = (size_t)w * 64 + (size_t)__builtin_ctzll(left);
-            PREFETCH(m->segments + s);
-            PREFETCH(m->syn_permanence + s * HTM_MAX_SYNAPSES);
-        }
+    for (int i = 0; i < m->n_matched; i++) {
+        PREFETCH(m->segments + m->matched[i]);
+        PREFETCH(m->syn_permanence + (size_t)m->matched[i] * HTM_MAX_SYNAPSES);
     }
 }
 
@@ -1370,7 +1358,7 @@ size_t htm_memory(const htm *m)
     size_t segments = (size_t)o->max_segments;
     size_t bytes = sizeof *m + (size_t)o->n_fields * (sizeof(field_state) + HTM_CLASSES * 5) +
                    columns * (size_t)m->stride * 3 + columns * 9 +
-                   segments * (sizeof(segment) + 6 * HTM_MAX_SYNAPSES + 10) +
+                   segments * (sizeof(segment) + 6 * HTM_MAX_SYNAPSES + 14) +
                    cells * (sizeof(listeners) + 10) +
                    (size_t)o->n_fields * (size_t)o->n_horizons * table_size(o) * sizeof(float);
     for (int c = 0; c < m->n_cells; c++)
@@ -1453,6 +1441,7 @@ static void read_segment(archive *a, htm *m)
     if (a->failed)
         return;
     at->cell = cell;
+    m->column_of[id] = (uint16_t)(cell / m->o.cells);
     at->n = n;
     at->next_of_cell = m->first_segment[cell];
     m->first_segment[cell] = id;

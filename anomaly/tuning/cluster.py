@@ -34,7 +34,7 @@ from anomaly.tuning import remote
 from anomaly.tuning.backend import Backend
 from anomaly.tuning.fitter import Answer
 from anomaly.tuning.folds import Folds
-from anomaly.tuning.literals import from_literal
+from anomaly.tuning.literals import entries_from_literal
 from anomaly.tuning.log import LogReader, LogWriter, RunFolder, key_of
 from anomaly.tuning.remote import Spec
 from anomaly.tuning.shipping import code_trees, ship
@@ -479,17 +479,18 @@ class DaskWorkers(Workers):
 
     def _take_lines(self, lines: list[bytes]) -> list[Record]:
         """Append lines to the log that it lacks, and read their scores."""
-        records = []
+        fresh: dict[str, bytes] = {}
         for line in lines:
             key = key_of(line)
-            if key is None or key in self._keys:
-                continue
-            scores = from_literal(line.decode().partition("\t")[2])
-            self._keys.add(key)
-            if self._writer is not None:
-                self._writer.write_line(line)
-            records.append(Record({}, dict(scores), key))
-        return records
+            if key is not None and key not in self._keys:
+                fresh[key] = line
+        if fresh and self._writer is not None:
+            self._writer.write_line(b"".join(fresh.values()))
+        self._keys.update(fresh)
+        return [
+            Record({}, entries_from_literal(line.decode().partition("\t")[2]), key)
+            for key, line in fresh.items()
+        ]
 
     # Dask ------------------------------------------------------------------------------------
 

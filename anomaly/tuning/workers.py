@@ -30,8 +30,11 @@ from anomaly.tuning.units import Fit, Record, Unit, can_join, failed_records, jo
 
 # Deaths of its worker after which a unit is given up.
 DEATHS = 2
-# Work handed to a process at a time, so that handing out stays below a percent or so.
+# Work handed to a process at a time, so that handing out stays below a percent or so, and
+# as much more for every taker that the one who hands out is idle half of the time
+# (benchmarks/cluster.py).
 _BATCH_SECONDS = 0.25
+_BATCH_SECONDS_PER_TAKER = 0.005
 _BATCH_MOST = 200
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -147,7 +150,8 @@ class Workers:
         first = units.popleft()
         if first.staged is not None or self._seconds_per_fit is None:
             return first
-        seconds = min(_BATCH_SECONDS, (self.fit_timeout_s or math.inf) / 4)
+        seconds = max(_BATCH_SECONDS, _BATCH_SECONDS_PER_TAKER * n_takers)
+        seconds = min(seconds, (self.fit_timeout_s or math.inf) / 4)
         most = int(seconds / max(self._seconds_per_fit, 1e-6))
         most = max(1, min(most, _BATCH_MOST, (len(units) + 1) // n_takers))
         batch = [first]

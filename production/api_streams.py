@@ -367,9 +367,8 @@ def _checked_kind(kind: str | None) -> str | None:
 async def _existing(request: Request, name: str, kind: str | None) -> str:
     checked_id(name, "stream id")
     wanted = _checked_kind(kind)
-    if wanted is not None:
-        return wanted
     kinds = await asyncio.to_thread(request.app.state.lanes.kinds, name)
-    if not kinds:
-        raise RequestError(404, f"there is no stream {name!r}", kind="unknown")
-    return kinds[0]
+    if not kinds or wanted not in (None, *kinds):
+        of_kind = f" of kind {wanted}" if wanted else ""
+        raise RequestError(404, f"there is no stream {name!r}{of_kind}", kind="unknown")
+    return wanted or kinds[0]

@@ -116,7 +116,11 @@ class PurchaseStore:
 
     def __init__(self, path: Path) -> None:
         self._base = connect(path)
-        self._base.executescript(_SCHEMA)
+        try:
+            self._base.executescript(_SCHEMA)
+        except sqlite3.Error:
+            self._base.close()
+            raise
         self._lock = threading.RLock()  # of the file and of the table of rooms
         self._rooms: dict[str, _Room] = {}
 

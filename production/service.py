@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from anomaly.errors import AnomalyError, require
+from anomaly.errors import AnomalyError, ParameterError, require
 
 _log = logging.getLogger("anomaly.service")
 
@@ -50,6 +52,8 @@ def create_app(settings: Any = None) -> Any:
 
     settings = settings or Settings()
     settings.check()
+    for option in ("models", "state"):
+        _make_folder(option, getattr(settings, option))
     metrics = Metrics()
     app = FastAPI(
         title="anomaly",
@@ -82,30 +86,42 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
     from production.purchase_store import PurchaseStore
     from production.trainer import Trainer
 
-    settings = app.state.settings
-    settings.models.mkdir(parents=True, exist_ok=True)
+    settings, store = app.state.settings, app.state.store
     app.state.detect = Detect(models=settings.models)
     app.state.classifiers = Classifiers(settings.models)
-    app.state.lanes = lanes = await asyncio.to_thread(Lanes, settings.state, settings.limits)
-    app.state.purchases = purchases = await asyncio.to_thread(
-        PurchaseStore, settings.state / "purchases.sqlite"
-    )
-    store = app.state.store
-    app.state.exporter = exporter = Exporter(
-        lanes, store, settings.retention_days, settings.retention_rows
-    )
-    app.state.trainer = trainer = Trainer(
-        store, settings.models.resolve(), settings.state.resolve() / "training"
-    )
-    exporter.start()
-    trainer.start()
-    try:
+    async with AsyncExitStack() as stack:
+        stack.callback(store.close)
+        try:
+            app.state.lanes = lanes = await asyncio.to_thread(
+                Lanes, settings.state, settings.limits
+            )
+            stack.push_async_callback(asyncio.to_thread, lanes.stop)
+            app.state.purchases = await asyncio.to_thread(
+                PurchaseStore, settings.state / "purchases.sqlite"
+            )
+        except (AnomalyError, OSError, sqlite3.Error) as error:
+            app.state.fault = f"--state {settings.state}: {error}"
+            raise
+        stack.callback(app.state.purchases.close)
+        app.state.exporter = Exporter(
+            lanes, store, settings.retention_days, settings.retention_rows
+        )
+        app.state.trainer = Trainer(
+            store, settings.models.resolve(), settings.state.resolve() / "training"
+        )
+        for part in (app.state.exporter, app.state.trainer):
+            part.start()
+            stack.push_async_callback(asyncio.to_thread, part.stop)
         yield
-    finally:
-        for part in (trainer, exporter, lanes):
-            await asyncio.to_thread(part.stop)
-        purchases.close()
-        store.close()
+
+
+def _make_folder(option: str, path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParameterError(
+            f"--{option} {path} cannot be made a folder: {error.strerror}"
+        ) from None
 
 
 async def _on_fault(request: Any, fault: Any) -> Any:
@@ -169,7 +185,7 @@ def _serve(app: Any, settings: Any) -> int:
     TimedProtocol.header_timeout_s = settings.bounds.header_timeout_s
     server = uvicorn.Server(
         uvicorn.Config(
-            app,
+            _plainly(app),
             host=settings.host,
             port=settings.port,
             http=TimedProtocol,
@@ -183,6 +199,21 @@ def _serve(app: Any, settings: Any) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # raised again after draining
     server.run()
     return 0 if server.started else 2
+
+
+def _plainly(app: Any) -> Any:
+    """The application; of a start that failed it says why, where Starlette sends a traceback."""
+
+    async def plain(scope: Any, receive: Any, send: Any) -> None:
+        async def tell(message: Any) -> None:
+            fault = getattr(app.state, "fault", None)
+            if message["type"] == "lifespan.startup.failed" and fault:
+                message = {**message, "message": fault}
+            await send(message)
+
+        await app(scope, receive, tell if scope["type"] == "lifespan" else send)
+
+    return plain
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -135,7 +135,7 @@ def read_settings(given: Mapping[str, Any], config: str | os.PathLike[str] | Non
         with open(config, "rb") as file:
             try:
                 table = tomllib.load(file)
-            except tomllib.TOMLDecodeError as error:
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise ParameterError(f"{config}: {error}") from None
     parts: dict[str, Any] = {
         "bounds": _part(Bounds, table.pop("bounds", {}), "bounds"),
@@ -161,21 +161,27 @@ def read_settings(given: Mapping[str, Any], config: str | os.PathLike[str] | Non
 
 
 def _check_types(table: Mapping[str, Any], config: Any) -> None:
-    wanted: dict[str, tuple[type, ...]] = {"port": (int,), "retention_rows": (int,)}
+    wanted: dict[str, tuple[Any, ...]] = {"port": (int,), "retention_rows": (int,)}
     wanted["retention_days"] = (int, float)
     for key, value in table.items():
         kinds = wanted.get(key, (str,))
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise ParameterError(f"{config}: {key} must be {kinds[-1].__name__}, got {value!r}")
+        if key.startswith("retention_") and not float(value) > 0:
+            raise ParameterError(f"{config}: {key} must be above 0, got {value!r}")
 
 
-def _part(kind: Any, table: Mapping[str, Any], name: str) -> Any:
+def _part(kind: Any, table: Any, name: str) -> Any:
+    if not isinstance(table, dict):
+        raise ParameterError(f"[{name}] must be a table, got {table!r:.80}")
     known = {f.name: f.default for f in fields(kind)}
     for key, value in table.items():
         if key not in known:
             raise ParameterError(
                 f"[{name}] has no setting {key!r}; known are {', '.join(sorted(known))}"
             )
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ParameterError(f"[{name}] {key} must be a number above 0, got {value!r}")
+        whole = isinstance(known[key], int)
+        if type(value) not in ((int,) if whole else (int, float)) or not value > 0:
+            wanted = "a whole number" if whole else "a number"
+            raise ParameterError(f"[{name}] {key} must be {wanted} above 0, got {value!r}")
     return kind(**table)

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from anomaly.errors import ParameterError
+from anomaly.errors import ParameterError, require
 from production.strict import RequestError
 
 #: How a mark is told in the original's interface.
@@ -27,6 +27,7 @@ _DRIVERS = {
     "mysql": "mysql+pymysql",
     "mariadb": "mariadb+pymysql",
 }
+_EXTRAS = {"psycopg": "postgres", "pymysql": "mysql"}
 _WAITS = {
     "postgresql": {"connect_timeout": 5},
     "mysql": {"connect_timeout": 5, "read_timeout": 60, "charset": "utf8mb4"},
@@ -47,6 +48,8 @@ class Store:
     ------
     ParameterError
         If the URL is none or the database cannot be reached.
+    MissingExtraError
+        If the library that talks to it is not installed.
 
     Examples
     --------
@@ -61,7 +64,10 @@ class Store:
         try:
             address = sa.make_url(url)
             driver = _DRIVERS.get(address.drivername, address.drivername)
-            waits = _WAITS.get(driver.partition("+")[0], {})
+            kind, _, library = driver.partition("+")
+            if library in _EXTRAS:
+                require(library, extra=_EXTRAS[library])
+            waits = _WAITS.get(kind, {})
             self.engine = sa.create_engine(
                 address.set(drivername=driver), connect_args=waits, pool_pre_ping=True
             )

@@ -69,6 +69,8 @@ def read_json(content: bytes | str) -> Any:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
     except UnicodeDecodeError as error:
         raise RequestError(400, f"the body is not UTF-8 text (byte {error.start})") from None
+    if not text.strip():
+        raise RequestError(400, "JSON is needed, got nothing")
     _check_depth(text)
     if len(text) > MAX_DIGITS and _LONG_NUMBER.search(_without_strings(text)):
         raise RequestError(400, f"a JSON number has more than {MAX_DIGITS} characters")

@@ -56,6 +56,7 @@ class ServiceProcess:
             except httpx.TransportError:
                 pass
             if self.process.poll() is not None or time.monotonic() > end:
+                self.kill()
                 raise RuntimeError((self.folder / "log.txt").read_text())
             time.sleep(0.05)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
+import sqlite3
+import sys
 import time
 
 import pytest
@@ -11,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from anomaly.errors import ParameterError
+from anomaly.errors import AnomalyError, ParameterError
 from production.api_kpi import EXAMPLE
 from production.clock import moment_of, zone_of
-from production.service import create_app, main
+from production.lanes import Lanes
+from production.service import _plainly, create_app, main
 from production.settings import Bounds, Settings, read_settings
 from production.streams import StreamSettings
 from production.strict import RequestError, read_json
@@ -405,7 +410,8 @@ def test_junk_is_refused_with_one_sentence(client, content):
             assert 400 <= reply.status_code < 500, (path, reply.text)
             assert "Traceback" not in reply.text
             assert len(reply.text) < 1500
-    assert client.get("/v1/streams/junk").status_code == 404
+    for path in ("junk", "junk/scores", "junk/scores?kind=single", "junk?kind=multi"):
+        assert client.get(f"/v1/streams/{path}").status_code == 404
 
 
 @settings(
@@ -554,10 +560,62 @@ def test_settings_file_is_read_and_its_faults_named(tmp_path):
         ("port = true", "port must be int"),
         ("[bounds]\nrows = 0", "rows must be"),
         ("=", "toml"),
+        ("\xff", "codec can't decode"),
+        ("bounds = 3", "[bounds] must be a table, got 3"),
+        ("[limits]\nstreams = 1.5", "streams must be a whole number above 0, got 1.5"),
+        ("retention_days = -1", "retention_days must be above 0, got -1"),
     ):
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")
         with pytest.raises(ParameterError, match=re.escape(named)):
             read_settings({}, path)
+
+
+def test_folders_and_drivers_that_cannot_be_used_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ANOMALY_TOKEN", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    (tmp_path / "file").touch()
+    for arguments, text in (
+        (["--state", "file"], "--state file cannot be made a folder: File exists"),
+        (["--models", "file/a"], "--models file/a cannot be made a folder: Not a directory"),
+        (["--database", "postgresql://u@h/d"], "run: pip install 'anomaly[postgres]'"),
+    ):
+        assert main(arguments) == 2
+        assert text in capsys.readouterr().err
+
+
+def started(folder) -> list[dict]:
+    """What the application tells its server of its start in this folder."""
+    app = create_app(
+        Settings(database="sqlite://", models=folder / "models", state=folder / "state")
+    )
+    told: list[dict] = []
+
+    async def receive():
+        return {"type": "lifespan.startup"}
+
+    async def send(message):
+        told.append(message)
+
+    with contextlib.suppress(AnomalyError, sqlite3.Error):
+        asyncio.run(_plainly(app)({"type": "lifespan"}, receive, send))
+    return told
+
+
+def test_a_start_that_fails_says_why_in_one_line(tmp_path):
+    lanes = Lanes(tmp_path / "state")
+    reason = f"--state {tmp_path}/state: another service works in {tmp_path}/state; name another"
+    assert started(tmp_path) == [
+        {"type": "lifespan.startup.failed", "message": f"{reason} with --state"}
+    ]
+    lanes.stop()
+    (tmp_path / "state" / "purchases.sqlite").write_text("no database" * 100)
+    assert started(tmp_path) == [
+        {
+            "type": "lifespan.startup.failed",
+            "message": f"--state {tmp_path}/state: file is not a database",
+        }
+    ]
 
 
 # --- the clock

@@ -7,6 +7,8 @@ messages were not acknowledged, so the broker sends them again.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import pickle
@@ -46,7 +48,7 @@ class Journal:
     ----------
     folder : path-like
         Made if missing, for this user only: its snapshots are pickles, so
-        whoever may write there may run code here.
+        whoever may write there may run code here. One runner at a time.
     sync : bool
         Whether each append is flushed to the disk itself, against power cuts;
         without it, it survives a kill of the process.
@@ -63,6 +65,7 @@ class Journal:
             raise StateError(
                 f"{self.folder}: must belong to this user and be writable by no other"
             )
+        self._lock = _locked(self.folder)
         self._sync = sync
         self._file: Any = None
         self._number = 0
@@ -80,17 +83,19 @@ class Journal:
     def append(self, records: Iterable[Record]) -> None:
         """Write records, whole or not at all as far as `recover` can see."""
         data = b"".join(map(_packed, records))
-        self._file.write(data)
-        self._file.flush()
-        if self._sync:
-            os.fsync(self._file.fileno())
+        with self._named():
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
+            if self._sync:
+                os.fsync(self._file.fileno())
         self.size += len(data)
 
     def snapshot(self, state: Any) -> None:
         """Keep the state as it is after all records; older journals go."""
         self._open(self._number + 1)
         payload = pickle.dumps(state)
-        with write_aside(self.folder / "snapshot", "wb") as file:
+        with self._named(), write_aside(self.folder / "snapshot", "wb") as file:
             sealed = hashlib.sha256(payload).digest()
             file.write(_SNAPSHOT.pack(_MAGIC, self._number, sealed) + payload)
         for number in self._numbers():
@@ -98,17 +103,29 @@ class Journal:
                 self._path(number).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the journal; it can be recovered again."""
+        """Close the journal and leave the folder to others."""
+        self._close_file()
+        os.close(self._lock)
+
+    # -- private
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which folder is full; the error of a write alone does not."""
+        try:
+            yield
+        except OSError as error:
+            raise StateError(f"{self.folder}: cannot be written: {error.strerror}") from None
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    # -- private
-
     def _open(self, number: int) -> None:
-        self.close()
+        self._close_file()
         self._number, self.size = number, 0
-        self._file = self._path(number).open("ab")
+        self._file = self._path(number).open("ab", buffering=0)
         sync_folder(self.folder)
 
     def _path(self, number: int) -> Path:
@@ -133,6 +150,17 @@ class Journal:
             return pickle.loads(payload), number
         except (AttributeError, ImportError, TypeError) as error:
             raise StateError(f"{path}: made by another version ({error}); move it away") from error
+
+
+def _locked(folder: Path) -> int:
+    """The folder, held for this process; a kill lets go of it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise StateError(f"{folder}: another runner works in it; name another folder") from None
+    return handle
 
 
 def _packed(record: Record) -> bytes:

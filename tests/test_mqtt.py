@@ -505,6 +505,27 @@ def test_a_state_folder_open_to_others_is_refused(tmp_path):
         Journal(tmp_path / "state")
 
 
+def test_a_second_runner_in_a_state_folder_is_refused(tmp_path):
+    journal = Journal(tmp_path)
+    with pytest.raises(StateError, match="another runner works in it"):
+        Journal(tmp_path)
+    journal.close()
+    Journal(tmp_path).close()
+
+
+def test_a_full_disk_is_named_and_what_was_taken_stays(tmp_path):
+    journal = Journal(tmp_path)
+    journal.recover()
+    records = [Record("topic", b"payload-%d" % i, i) for i in range(3)]
+    journal.append(records)
+    with journal._file, open("/dev/full", "ab", buffering=0) as full:
+        journal._file = full
+        with pytest.raises(StateError, match="cannot be written: No space left on device"):
+            journal.append(records)
+    journal.close()
+    assert recovered(tmp_path)[1] == records
+
+
 def test_results_are_one_row_per_window_however_often_written(tmp_path, detector, recording):
     answers = fed(Device.start("a", Plan(window=WINDOW), detector, True), recording, 100)
     results = Results(tmp_path / "r.db")

@@ -29,6 +29,10 @@ class TileDetector(StreamDetector):
     ----------
     learning_period : int, default=600
         Records that are only learnt: centre, scale and first tiles come from them.
+    settling_period : int, default=300
+        A learning period that is much shorter (less than 80 %) only makes scores begin
+        earlier: with this many records all is learnt anew, as if the learning period
+        had been that long. 0 turns this off.
     n_tilings : int, default=12
         Shifted tilings per context.
     tile_size : float, default=0.2
@@ -57,7 +61,7 @@ class TileDetector(StreamDetector):
         many; None remembers it for ever.
     rest_period : int or None, default=None
         Records of half volume after an alarm; None means
-        ``int(60 + 0.2 * learning_period)``.
+        ``int(60 + 0.2 * learning_period)``, of the prolonged one where it is.
     fatigue : float, default=0.05
         How much each recent alarm lowers the next score.
     fatigue_period : float, default=3000
@@ -96,6 +100,7 @@ class TileDetector(StreamDetector):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **StreamDetector._parameter_constraints,
         "learning_period": [Interval(Integral, 1, 10**7, closed="both")],
+        "settling_period": [Interval(Integral, 0, 10**7, closed="both")],
         "n_tilings": [Interval(Integral, 1, 255, closed="both")],
         "tile_size": [Interval(Real, 1e-6, 1e6, closed="both")],
         "n_bits": [Interval(Integral, 64, 2**30, closed="both")],
@@ -119,6 +124,7 @@ class TileDetector(StreamDetector):
         self,
         learning_period: int = 600,
         *,
+        settling_period: int = 300,
         n_tilings: int = 12,
         tile_size: float = 0.2,
         n_bits: int = 2**18,
@@ -141,6 +147,7 @@ class TileDetector(StreamDetector):
         random_state: Any = 0,
     ) -> None:
         self.learning_period = learning_period
+        self.settling_period = settling_period
         self.n_tilings = n_tilings
         self.tile_size = tile_size
         self.n_bits = n_bits
@@ -178,7 +185,8 @@ class TileDetector(StreamDetector):
             lag=self.likelihood_lag,
             power=self.power,
             learning=self.learning_period,
-            skip=int(self.skip * self.learning_period),
+            settling=self.settling_period,
+            skip=self.skip,
             range_block=self.range_period or 0,
             width=self.tile_size,
             mean_floor=self.mean_floor,
@@ -188,6 +196,7 @@ class TileDetector(StreamDetector):
             range_scale=self.range_scale,
             fatigue=self.fatigue,
             fatigue_period=self.fatigue_period,
-            rest=int(60 + 0.2 * self.learning_period) if rest is None else rest,
+            rest=60 if rest is None else rest,
+            rest_share=0.2 if rest is None else 0.0,
             seed=self._seed(),
         )

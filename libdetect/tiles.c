@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAGIC UINT64_C(0x3130656C6974616E) /* "natile01", also tells the byte order */
+#define MAGIC UINT64_C(0x3230656C6974616E) /* "natile02", also tells the byte order */
 #define FIELD_CONTEXTS 7
 #define MAX_TILINGS 255
 
@@ -35,7 +35,8 @@ typedef struct {
     stream_counts counts;
     alarm_state alarm;
     int64_t t;        /* records with a value */
-    int64_t buffered; /* learning records waiting, or -1 once live */
+    int64_t learnt;   /* records that centre, scale and past come from; 0 before the first score */
+    int64_t buffered; /* learning records kept, or -1 once nothing is learnt anew */
 } header;
 
 /* A record's effect on one lane before it is decided whether to keep it. */
@@ -94,6 +95,20 @@ static size_t block_size(const tile_options *options)
            ((size_t)1 << options->log2_bits) / 8;
 }
 
+/* Learning records that are kept at most: the settling period if that is a quarter longer. */
+static int64_t buffer_room(const tile_options *options)
+{
+    int64_t learning = options->learning, settling = options->settling;
+    return 4 * settling >= 5 * learning ? settling : learning;
+}
+
+/* Records with which all is learnt next, 0 for never again. */
+static int64_t next_stage(const header *h)
+{
+    int64_t room = buffer_room(&h->options);
+    return h->learnt == 0 ? h->options.learning : h->learnt < room ? room : 0;
+}
+
 static size_t buffer_size(const tile_options *options, int64_t records)
 {
     return records < 0 ? 0 : (size_t)records * (size_t)(options->n_fields + 1) * sizeof(double);
@@ -116,7 +131,9 @@ static int options_fit(const tile_options *o)
            o->n_tilings >= 1 && o->n_tilings <= MAX_TILINGS && o->log2_bits >= 6 &&
            o->log2_bits <= 30 && o->window >= 1 && o->window <= 64 && o->lag >= 0 &&
            o->lag <= 10000 && o->power >= 1 && o->power <= 64 && o->learning >= 1 &&
-           o->learning <= 10000000 && o->width >= 1e-6 && o->width <= 1e6;
+           o->learning <= 10000000 && o->settling >= 0 && o->settling <= 10000000 &&
+           o->width >= 1e-6 && o->width <= 1e6 && o->rest_share >= 0 && o->rest_share <= 1 &&
+           (o->rest_share == 0 || o->alarm.rest <= 10000000);
 }
 
 /* Allocates everything and points into the block; the block's content is left to the caller. */
@@ -135,7 +152,7 @@ static tiles *allocate(const tile_options *options, int64_t buffered)
     s->offsets = calloc((size_t)options->n_tilings, sizeof(double));
     s->salts = calloc(fields * FIELD_CONTEXTS + (lanes - fields), sizeof(uint64_t));
     if (buffered >= 0)
-        s->buffer = calloc((size_t)options->learning * (fields + 1), sizeof(double));
+        s->buffer = calloc(buffer_size(options, buffer_room(options)), 1);
     if (!s->block || !s->drafts || !s->z || !s->journal || !s->salts || !s->offsets ||
         (buffered >= 0 && !s->buffer)) {
         tiles_free(s);
@@ -151,6 +168,18 @@ static tiles *allocate(const tile_options *options, int64_t buffered)
     return s;
 }
 
+/* Empties lanes, rings and the set of tiles. */
+static void forget_all(tiles *s)
+{
+    header *h = s->block;
+    memset(s->lanes, 0, h->size - sizeof *h);
+    h->t = 0;
+    for (int l = 0; l < lane_count(&h->options); l++) {
+        s->lanes[l].scale = 1.0;
+        range_start(&s->lanes[l].range, h->options.range_block);
+    }
+}
+
 tiles *tiles_new(const tile_options *options)
 {
     if (!options_fit(options))
@@ -164,10 +193,7 @@ tiles *tiles_new(const tile_options *options)
     h->options = *options;
     h->counts.last_seconds = -DBL_MAX;
     alarm_start(&h->alarm);
-    for (int l = 0; l < lane_count(options); l++) {
-        s->lanes[l].scale = 1.0;
-        range_start(&s->lanes[l].range, options->range_block);
-    }
+    forget_all(s);
     return s;
 }
 
@@ -408,7 +434,7 @@ static void learn_likelihood(tiles *s, int l, int n_contexts)
     const tile_options *o = &s->block->options;
     lane *at = &s->lanes[l];
     int64_t then = at->t - o->lag;
-    if (then < o->skip || then < 0)
+    if (then < 0 || (double)(then + 1) <= o->skip * (double)s->block->learnt)
         return;
     const uint16_t *sums = lag_ring(s, l) + (then % (o->lag + 1)) * FIELD_CONTEXTS;
     for (int c = 0; c < n_contexts; c++)
@@ -457,9 +483,11 @@ static double step(tiles *s, const double *values, double seconds, int live,
     double score = 0.0;
     if (live) {
         alarm_state alarm = s->block->alarm;
+        alarm_options options = o->alarm;
+        options.rest += (int64_t)(o->rest_share * (double)s->block->learnt);
         double z = largest_deviation(s, strengths);
         double e = largest_range(s, values, strengths);
-        score = alarm_score(&alarm, &o->alarm, z, e);
+        score = alarm_score(&alarm, &options, z, e);
         if (mode != STREAM_PEEK)
             s->block->alarm = alarm;
     }
@@ -480,15 +508,17 @@ static double step(tiles *s, const double *values, double seconds, int live,
 }
 
 /* Learns centre and scale from the buffer, then passes it through the steps. */
-static int go_live(tiles *s)
+static int learn_buffer(tiles *s)
 {
     header *h = s->block;
-    int64_t n = h->options.learning;
+    int64_t n = h->buffered;
     int stride = h->options.n_fields + 1;
     double *column = malloc((size_t)n * sizeof(double));
     double raw;
     if (column == NULL)
         return -1;
+    forget_all(s);
+    h->learnt = n;
     for (int f = 0; f < h->options.n_fields; f++) {
         int64_t found = 0;
         for (int64_t i = 0; i < n; i++)
@@ -499,26 +529,19 @@ static int go_live(tiles *s)
     free(column);
     for (int64_t i = 0; i < n; i++)
         step(s, s->buffer + i * stride + 1, s->buffer[i * stride], 0, STREAM_LEARN, &raw, NULL);
-    free(s->buffer);
-    s->buffer = NULL;
-    h->buffered = -1;
+    if (next_stage(h) == 0) {
+        free(s->buffer);
+        s->buffer = NULL;
+        h->buffered = -1;
+    }
     return 0;
 }
 
-/* A record of the learning period: kept for later, scored 0 (0.8 if infinite). */
-static int learning_record(tiles *s, const double *values, double seconds, enum stream_mode mode,
-                           double *score)
+/* Keeps a learning record, and learns all of them once they are enough. */
+static int keep_record(tiles *s, const double *values, double seconds)
 {
     header *h = s->block;
-    int fields = h->options.n_fields, present = 0;
-    *score = 0.0;
-    for (int f = 0; f < fields; f++) {
-        present += isfinite(values[f]) != 0;
-        if (isinf(values[f]))
-            *score = 0.8;
-    }
-    if (mode != STREAM_LEARN || !present)
-        return 0;
+    int fields = h->options.n_fields;
     double *to = s->buffer + h->buffered * (fields + 1);
     to[0] = seconds;
     memcpy(to + 1, values, (size_t)fields * sizeof(double));
@@ -526,11 +549,9 @@ static int learning_record(tiles *s, const double *values, double seconds, enum 
         if (isfinite(values[f]))
             s->lanes[f].last = values[f];
     h->buffered++;
-    if (h->buffered < h->options.learning)
+    if (h->buffered < next_stage(h) || learn_buffer(s) == 0)
         return 0;
-    if (go_live(s) == 0)
-        return 0;
-    h->buffered--; /* the record is lost, the state is whole */
+    h->buffered--; /* the record is lost to what is learnt anew, the state is whole */
     return -1;
 }
 
@@ -553,9 +574,10 @@ int tiles_process(tiles *s, const double *values, const double *seconds, int64_t
     int fields = s->block->options.n_fields;
     for (int64_t i = 0; i < n; i++, values += fields) {
         double now = seconds ? seconds[i] : NAN;
-        int informed = 0;
+        int finite = 0, infinite = 0;
         for (int f = 0; f < fields; f++) {
-            informed |= !isnan(values[f]);
+            finite |= isfinite(values[f]) != 0;
+            infinite |= isinf(values[f]) != 0;
             if (strengths)
                 strengths[i * fields + f] = isinf(values[f]) ? 4.0 : 0.0;
             if (expected)
@@ -567,12 +589,15 @@ int tiles_process(tiles *s, const double *values, const double *seconds, int64_t
             count_time(&s->block->counts, now);
         }
         scores[i] = raw[i] = 0.0;
-        if (!informed)
+        if (!finite && !infinite)
             continue;
-        if (s->block->buffered < 0)
+        if (s->block->learnt)
             scores[i] = step(s, values, now, 1, mode, raw + i,
                              strengths ? strengths + i * fields : NULL);
-        else if (learning_record(s, values, now, mode, scores + i) < 0)
+        else if (infinite)
+            scores[i] = 0.8;
+        if (s->block->buffered >= 0 && finite && mode == STREAM_LEARN &&
+            keep_record(s, values, now) < 0)
             return -1;
     }
     return 0;
@@ -590,7 +615,7 @@ const tile_options *tiles_options(const tiles *s)
 
 int tiles_ready(const tiles *s)
 {
-    return s->block->buffered < 0;
+    return s->block->learnt > 0;
 }
 
 size_t tiles_memory(const tiles *s)
@@ -601,7 +626,7 @@ size_t tiles_memory(const tiles *s)
         (lanes + (size_t)o->n_fields * (FIELD_CONTEXTS - 1)) * (size_t)o->n_tilings;
     return sizeof *s + block_size(o) + lanes * (sizeof(draft) + sizeof(double)) +
            tiles_per_record * sizeof(entry) + (size_t)o->n_tilings * sizeof(double) +
-           (s->buffer ? buffer_size(o, o->learning) : 0);
+           (s->buffer ? buffer_size(o, buffer_room(o)) : 0);
 }
 
 size_t tiles_size(const tiles *s)
@@ -618,6 +643,13 @@ void tiles_save(const tiles *s, unsigned char *bytes)
         memcpy(bytes + block, s->buffer, buffer);
 }
 
+/* Whether the counts of learning records can be used as they are. */
+static int progress_fits(const header *h)
+{
+    return h->t >= 0 && h->learnt >= 0 && h->learnt <= buffer_room(&h->options) &&
+           (h->buffered >= 0 ? h->buffered < next_stage(h) : h->buffered == -1 && h->learnt > 0);
+}
+
 tiles *tiles_load(const unsigned char *bytes, size_t size)
 {
     header h;
@@ -625,8 +657,7 @@ tiles *tiles_load(const unsigned char *bytes, size_t size)
         return NULL;
     memcpy(&h, bytes, sizeof h);
     if (h.magic != MAGIC || !options_fit(&h.options) || h.size != block_size(&h.options) ||
-        h.buffered < -1 || h.buffered >= h.options.learning || h.t < 0 ||
-        size != h.size + buffer_size(&h.options, h.buffered))
+        !progress_fits(&h) || size != h.size + buffer_size(&h.options, h.buffered))
         return NULL;
     tiles *s = allocate(&h.options, h.buffered);
     if (s == NULL)

@@ -25,7 +25,9 @@ typedef struct {
     int32_t lag;       /* 0 to 10000 */
     int32_t power;     /* p, 1 to 64 */
     int32_t learning;  /* L, 1 to 10^7 */
-    int64_t skip;        /* records before the likelihood learns */
+    int32_t settling;  /* 0 to 10^7: all is learnt anew with so many, if L is shorter */
+    double skip;         /* share of the learning records that the likelihood skips */
+    double rest_share;   /* of the learning records, added to alarm.rest */
     int64_t range_block; /* see value_range */
     double width;        /* w, at least 1e-6 */
     likelihood_options likelihood;

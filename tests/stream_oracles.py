@@ -159,37 +159,46 @@ class OracleTiles:
     def __init__(
         self,
         learning_period=600,
+        settling_period=300,
         n_tilings=12,
         likelihood_lag=50,
         power=8,
         range_period=None,
         random_state=0,
     ):
-        self.L, self.T, self.lag, self.p = learning_period, n_tilings, likelihood_lag, power
-        self.seed, self.bits, self.buffer = random_state, set(), []
+        self.T, self.lag, self.p = n_tilings, likelihood_lag, power
+        self.range_period, self.seed, self.buffer = range_period, random_state, []
+        self.alarm = Alarm(4.25, 0.05, 0.05, 3000, None)
+        self.live = False
+        self.stages = [learning_period]
+        if settling_period >= 1.25 * learning_period:
+            self.stages.append(settling_period)
+
+    def learn_anew(self):
+        """As if the learning period had been all of the buffer."""
+        self.L = len(self.buffer)
+        self.live, self.bits, self.t = True, set(), 0
         self.past = [Likelihood(0.01, 0.0003, 4000) for _ in range(7)]
-        self.range = Range(range_period)
-        self.alarm = Alarm(4.25, 0.05, 0.05, 3000, int(60 + 0.2 * self.L))
+        self.range = Range(self.range_period)
+        self.alarm.rest = int(60 + 0.2 * self.L)
         self.history = [[] for _ in range(7)]  # novel tiles per record
         self.recent = [[] for _ in range(7)]  # a_c per record
-        self.t = 0
+        self.centre, self.scale = centre_and_scale([x for x, _ in self.buffer])
+        for value, second in self.buffer:
+            self.step(value, second, live=False)
 
     def process(self, x, seconds):
         if math.isnan(x):
             return 0.0, 0.0
-        if len(self.buffer) < self.L:
-            return self.learning_record(x, seconds)
-        return self.step(x, seconds, live=True)
-
-    def learning_record(self, x, seconds):
-        if math.isinf(x):
-            return 0.8, 0.0
-        self.buffer.append((x, seconds))
-        if len(self.buffer) == self.L:
-            self.centre, self.scale = centre_and_scale([x for x, _ in self.buffer])
-            for value, second in self.buffer:
-                self.step(value, second, live=False)
-        return 0.0, 0.0
+        answer = (0.8 if math.isinf(x) else 0.0), 0.0
+        if self.live:
+            answer = self.step(x, seconds, live=True)
+        if self.stages and math.isfinite(x):
+            self.buffer.append((x, seconds))
+            if len(self.buffer) == self.stages[0]:
+                self.stages.pop(0)
+                self.learn_anew()
+        return answer
 
     def keys(self, u, seconds):
         hour = (seconds - math.floor(seconds / 86400.0) * 86400.0) / 3600.0

@@ -46,6 +46,22 @@ def test_scores_equal_the_oracle_bit_for_bit(learning_period):
     assert scores.max() >= 0.5
 
 
+@pytest.mark.parametrize("short", [1, 40, 240])
+def test_short_learning_period_ends_as_a_long_one(short):
+    x, seconds = a_stream(900)
+    early, late = TileDetector(short), TileDetector(300)
+    raw = [d.process_many(x, seconds).raw_score[300:] for d in (early, late)]
+    assert raw[0].tobytes() == raw[1].tobytes()
+    assert early.is_learning_period_over_
+
+
+def test_scores_of_a_short_learning_period_begin_with_it():
+    x = np.tile([0.0, 1.0, 4.0, 1.0], 100)
+    detector = TileDetector(40)
+    detector.process_many(x[:60])
+    assert detector.score_one(9.0) >= 0.5
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     x=st.lists(
@@ -57,6 +73,7 @@ def test_scores_equal_the_oracle_bit_for_bit(learning_period):
         max_size=80,
     ),
     learning_period=st.integers(1, 30),
+    settling_period=st.integers(0, 60),
     lag=st.integers(0, 12),
     n_tilings=st.integers(1, 14),
     power=st.sampled_from([1, 3, 8]),
@@ -64,13 +81,14 @@ def test_scores_equal_the_oracle_bit_for_bit(learning_period):
     seed=st.integers(0, 2**31),
 )
 def test_any_stream_equals_the_oracle(
-    x, learning_period, lag, n_tilings, power, range_period, seed
+    x, learning_period, settling_period, lag, n_tilings, power, range_period, seed
 ):
     seconds = [1e9 + 1800.0 * i for i in range(len(x))]
     fast, scores, raw = both(
         x,
         seconds,
         learning_period=learning_period,
+        settling_period=settling_period,
         likelihood_lag=lag,
         n_tilings=n_tilings,
         power=power,

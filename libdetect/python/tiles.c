@@ -38,21 +38,21 @@ static PyObject *new_tiles(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {
         "n_fields", "n_pairs", "n_tilings", "log2_bits", "window", "lag", "power", "learning",
-        "skip", "range_block", "width", "mean_floor", "variance_floor", "horizon",
-        "deviation_scale", "range_scale", "fatigue", "fatigue_period", "rest", "seed", NULL};
+        "settling", "skip", "range_block", "width", "mean_floor", "variance_floor", "horizon",
+        "deviation_scale", "range_scale", "fatigue", "fatigue_period", "rest",
+        "rest_share", "seed", NULL};
     tile_options o;
-    long long skip, block, rest;
+    long long block, rest;
     unsigned long long seed;
     double period;
     memset(&o, 0, sizeof o);
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "$iiiiiiiiLLddddddddLK", names, &o.n_fields, &o.n_pairs, &o.n_tilings,
-            &o.log2_bits, &o.window, &o.lag, &o.power, &o.learning, &skip, &block,
-            &o.width, &o.likelihood.mean_floor, &o.likelihood.variance_floor,
+            args, kwargs, "$iiiiiiiiidLddddddddLdK", names, &o.n_fields, &o.n_pairs, &o.n_tilings,
+            &o.log2_bits, &o.window, &o.lag, &o.power, &o.learning, &o.settling, &o.skip,
+            &block, &o.width, &o.likelihood.mean_floor, &o.likelihood.variance_floor,
             &o.likelihood.horizon, &o.alarm.deviation_scale, &o.alarm.range_scale,
-            &o.alarm.fatigue, &period, &rest, &seed))
+            &o.alarm.fatigue, &period, &rest, &o.rest_share, &seed))
         return NULL;
-    o.skip = skip;
     o.range_block = block;
     o.alarm.rest = rest;
     o.alarm.fatigue_keep = stream_decay(1.0 / period);

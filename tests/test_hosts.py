@@ -210,6 +210,38 @@ def test_a_network_that_is_cut_for_30_seconds_changes_nothing(network, client, b
     assert lines_without_times(two) == lines_without_times(one)
 
 
+# SLURM ------------------------------------------------------------------------------------
+
+# Starts the job on this machine, in a session of its own that scancel can end.
+SBATCH = """#!/bin/sh
+cp "$1" job.sh
+setsid sh job.sh > job.out 2>&1 &
+echo "Submitted batch job $!"
+"""
+SCANCEL = """#!/bin/sh
+for job; do kill -- "-$job"; done
+"""
+
+
+def test_the_slurm_example_tunes_with_jobs(client, place, monkeypatch):
+    tools = place / "bin"
+    tools.mkdir()
+    for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(client.home))
+    monkeypatch.setenv("SLOW_S", "0")
+    script = [sys.executable, str(ROOT / "examples/slurm.py"), "--jobs", "1", "--cores", "1"]
+    more = ["--memory", "1GB", "--", *NEW, "--run", "nodes"]
+    done = subprocess.run([*script, *more], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(Path("params/nodes.out").read_text().splitlines()) == 81
+    job = Path("job.sh").read_text()
+    assert "#SBATCH --cpus-per-task=1" in job
+    assert "PRIVATE KEY" not in job
+
+
 # Versions and code -----------------------------------------------------------------------
 
 

@@ -233,19 +233,23 @@ def start_hosts(
 
     security = distributed.Security.temporary()
     cluster = _Cluster(asyncssh, file, security, say or (lambda line: None), dashboard_address)
-    keys = {
-        "distributed.comm.tls.ca-file": security.tls_ca_file,
-        "distributed.comm.tls.client.cert": security.tls_client_cert,
-        "distributed.comm.tls.client.key": security.tls_client_key,
-    }
     thread = threading.Thread(target=cluster.run, name="anomaly-hosts", daemon=True)
     thread.start()
     try:
-        with dask.config.set(keys), silence_logging_cmgr(logging.WARNING):
+        with dask.config.set(client_keys(security)), silence_logging_cmgr(logging.WARNING):
             yield cluster.address.result()
     finally:
         cluster.stop()
         thread.join(_STOP_S * 3)
+
+
+def client_keys(security: Any) -> dict[str, str]:
+    """Dask's configuration for the clients of a cluster with a `distributed.Security`."""
+    return {
+        "distributed.comm.tls.ca-file": security.tls_ca_file,
+        "distributed.comm.tls.client.cert": security.tls_client_cert,
+        "distributed.comm.tls.client.key": security.tls_client_key,
+    }
 
 
 @dataclass

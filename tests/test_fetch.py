@@ -16,7 +16,7 @@ import pytest
 
 import parameters
 from anomaly.errors import ParameterError
-from anomaly.tuning import probe, status
+from anomaly.tuning import probe, status, tune
 from anomaly.tuning.addresses import parse_address
 from anomaly.tuning.log import LogReader, LogWriter, RunFolder
 from anomaly.tuning.units import Record
@@ -96,6 +96,11 @@ def cut(there, lines):
     run = json.loads((there / "first/run.json").read_text())
     del run["answer"]
     (there / "first/run.json").write_text(json.dumps(run))
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    beat = json.loads((there / "first/progress.json").read_text())
+    beat |= {"state": "running", "pid": killed.pid}
+    (there / "first/progress.json").write_text(json.dumps(beat))
     return text
 
 
@@ -158,6 +163,9 @@ def test_a_run_whose_process_was_killed_is_stopped_at_once(there):
     beat = json.loads(path.read_text()) | {"state": "running", "pid": sleeper.pid, "when": 0}
     path.write_text(json.dumps(beat))
     assert status.summarise("first", status.probe_here(str(there), "first")).state == "running"
+    path.write_text(json.dumps(beat | {"state": "ended"}))  # the next search has not begun
+    assert status.summarise("first", status.probe_here(str(there), "first")).state == "running"
+    path.write_text(json.dumps(beat))
     sleeper.kill()
     sleeper.wait()
     assert status.summarise("first", status.probe_here(str(there), "first")).state == "stopped"
@@ -167,6 +175,14 @@ def test_a_run_whose_process_was_killed_is_stopped_at_once(there):
     found = status.summarise("first", status.probe_here(str(there), "first"))
     assert found.state == "running"
     assert found.place == beat["place"]
+
+
+def test_a_run_from_python_ends_with_its_search(tmp_path, finished):
+    frame = pd.read_csv(finished / "table.csv")
+    grid = {"n_neighbors": [1, 3]}
+    tune("knn", grid, frame[["size"]], frame["bad"], cv=2, log=tmp_path / "mine", refit=False)
+    found = status.summarise("mine", status.probe_here(str(tmp_path), "mine"))
+    assert (found.state, found.searches, found.others) == ("finished", [], 4)
 
 
 def test_failed_fits_are_counted_by_their_reason(there):

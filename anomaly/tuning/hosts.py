@@ -234,13 +234,13 @@ def start_hosts(
     security = distributed.Security.temporary()
     cluster = _Cluster(asyncssh, file, security, say or (lambda line: None), dashboard_address)
     thread = threading.Thread(target=cluster.run, name="anomaly-hosts", daemon=True)
-    thread.start()
-    try:
-        with dask.config.set(client_keys(security)), silence_logging_cmgr(logging.WARNING):
+    with dask.config.set(client_keys(security)), silence_logging_cmgr(logging.WARNING):
+        thread.start()
+        try:
             yield cluster.address.result()
-    finally:
-        cluster.stop()
-        thread.join(_STOP_S * 3)
+        finally:
+            cluster.stop()
+            thread.join(_STOP_S * 3)
 
 
 def client_keys(security: Any) -> dict[str, str]:

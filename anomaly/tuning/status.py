@@ -216,10 +216,15 @@ def _state(found: Mapping[str, Any], missing: Mapping[str, int]) -> str:
     lives = found["is_alive"]
     if lives is None:  # its host does not answer for it, but it was heard of lately
         lives = found["now"] - float(progress.get("when", 0)) < _FRESH_S
-    beats = lives and progress.get("state") == "running"
-    if beats or any(file["is_open"] for file in found["files"]):
+    job, answer = found["plan"].get("job"), found["plan"].get("answer")
+    # Between two searches of a job, and while it writes its answer, it is not at rest.
+    works = ("running",) if answer or not job else ("running", "ended")
+    if any(file["is_open"] for file in found["files"]):
         return "running"
-    return "finished" if found["plan"].get("answer") and not missing else "stopped"
+    if lives and progress.get("state") in works:
+        return "running"
+    is_done = bool(answer) if job else progress.get("state") == "ended"
+    return "finished" if is_done and not missing else "stopped"
 
 
 def _rates(found: Mapping[str, Any]) -> dict[str, float]:

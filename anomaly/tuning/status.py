@@ -213,24 +213,29 @@ def _summarise_search(expected: Expected, fits: Mapping[str, Any], score: Any) -
 
 def _state(found: Mapping[str, Any], missing: Mapping[str, int]) -> str:
     progress = found["progress"] or {}
-    lives = found["is_alive"]
-    if lives is None:  # its host does not answer for it, but it was heard of lately
-        lives = found["now"] - float(progress.get("when", 0)) < _FRESH_S
     job, answer = found["plan"].get("job"), found["plan"].get("answer")
     # Between two searches of a job, and while it writes its answer, it is not at rest.
     works = ("running",) if answer or not job else ("running", "ended")
     if any(file["is_open"] for file in found["files"]):
         return "running"
-    if lives and progress.get("state") in works:
+    if _lives(found) and progress.get("state") in works:
         return "running"
     is_done = bool(answer) if job else progress.get("state") == "ended"
     return "finished" if is_done and not missing else "stopped"
 
 
+def _lives(found: Mapping[str, Any]) -> bool:
+    """Whether the process that noted the progress lives, or was heard of lately."""
+    if found["is_alive"] is None:  # this host does not know
+        when = float((found["progress"] or {}).get("when", 0))
+        return bool(found["now"] - when < _FRESH_S)
+    return bool(found["is_alive"])
+
+
 def _rates(found: Mapping[str, Any]) -> dict[str, float]:
     """Fits per second of every host at work: as noted, or by the seconds in the log."""
     progress = found["progress"] or {}
-    if progress.get("state") == "running" and progress.get("hosts"):
+    if _lives(found) and progress.get("state") == "running" and progress.get("hosts"):
         return {str(h): round(each["fits_per_s"], 3) for h, each in progress["hosts"].items()}
     fits: Counter[int] = Counter()
     seconds: Counter[int] = Counter()

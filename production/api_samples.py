@@ -78,9 +78,21 @@ def _store(request: Request) -> Store:
     return store
 
 
-def _page_of(form: dict[str, Any]) -> tuple[int, int]:
+async def _page(
+    request: Request,
+    form: dict[str, Any],
+    table: str,
+    conditions: list[Any],
+    *,
+    newest: bool = False,
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows of the page that the form asks for, and what the reply says of it."""
     page = as_whole(form.get("requestPage", 1), "requestPage", 1, 10**6)
-    return page, as_whole(form.get("itemPerPage", 10), "itemPerPage", 1, 500)
+    size = as_whole(form.get("itemPerPage", 10), "itemPerPage", 1, 500)
+    rows, total = await asyncio.to_thread(
+        _store(request).page, table, conditions, page, size, "id", newest=newest
+    )
+    return rows, {"currentPage": page, "totalCount": total}
 
 
 def _given(form: dict[str, Any], name: str) -> Any:
@@ -146,7 +158,6 @@ def _between(column: Any, form: dict[str, Any]) -> list[Any]:
 async def search_anomaly(request: Request) -> Response:
     """Times in seconds since 1970. ``markFlag``: 0 unmarked, 1 false alarm, 2 true alarm."""
     form = await _form(request)
-    page, size = _page_of(form)
     table = _store(request).tables["anomalies"]
     conditions = _named(table, form) + _between(table.c.time, form)
     if _given(form, "id") is not None:
@@ -155,17 +166,8 @@ async def search_anomaly(request: Request) -> Response:
         conditions.append(table.c.mark == as_whole(form["markFlag"], "markFlag", 0, 2))
     if _given(form, "kind") is not None:
         conditions.append(table.c.kind == as_text(form["kind"], "kind", 16))
-    rows, total = await asyncio.to_thread(
-        _store(request).page, "anomalies", conditions, page, size, "id", newest=True
-    )
-    return kpi_reply(
-        0,
-        {
-            "anomalyList": [_anomaly(row) for row in rows],
-            "currentPage": page,
-            "totalCount": total,
-        },
-    )
+    rows, page = await _page(request, form, "anomalies", conditions, newest=True)
+    return kpi_reply(0, {"anomalyList": [_anomaly(row) for row in rows], **page})
 
 
 def _anomaly(row: dict[str, Any]) -> dict[str, Any]:
@@ -332,11 +334,8 @@ def _sample_conditions(table: sa.Table, form: dict[str, Any]) -> list[Any]:
 async def query_sample(request: Request) -> Response:
     """``positive`` is normal, ``negative`` anomalous: the original's words."""
     form = await _form(request)
-    page, size = _page_of(form)
     conditions = _sample_conditions(_store(request).tables["samples"], form)
-    rows, total = await asyncio.to_thread(
-        _store(request).page, "samples", conditions, page, size, "id"
-    )
+    rows, page = await _page(request, form, "samples", conditions)
     found = [
         {
             "id": row["id"],
@@ -355,9 +354,7 @@ async def query_sample(request: Request) -> Response:
         }
         for row in rows
     ]
-    return kpi_reply(
-        0, {"sampleList": found, "currentPage": page, "totalTotal": total, "totalCount": total}
-    )
+    return kpi_reply(0, {"sampleList": found, **page, "totalTotal": page["totalCount"]})
 
 
 _CHANGEABLE = {
@@ -528,16 +525,13 @@ def _selection_fault(chosen: list[tuple[int, str, int]]) -> str:
 )
 async def query_train(request: Request) -> Response:
     form = await _form(request)
-    page, size = _page_of(form)
     tasks = _store(request).tables["tasks"]
     conditions = _between(tasks.c.begin_time, form)
     if _given(form, "taskId") is not None:
         conditions.append(tasks.c.id == as_text(form["taskId"], "taskId", 64))
     if _given(form, "taskStatus") is not None:
         conditions.append(tasks.c.status == as_text(form["taskStatus"], "taskStatus", 16))
-    rows, total = await asyncio.to_thread(
-        _store(request).page, "tasks", conditions, page, size, "id", newest=True
-    )
+    rows, page = await _page(request, form, "tasks", conditions, newest=True)
     found = [
         {
             "taskId": row["id"],
@@ -555,7 +549,7 @@ async def query_train(request: Request) -> Response:
         }
         for row in rows
     ]
-    return kpi_reply(0, {"taskList": found, "currentPage": page, "totalCount": total})
+    return kpi_reply(0, {"taskList": found, **page})
 
 
 @router.post(

@@ -617,10 +617,11 @@ class Listener:
             [(topic, 1), ("anomaly/#", 1)]
         )
         self.client.on_message = self._hear
+        subscribed = threading.Event()
+        self.client.on_subscribe = lambda *_: subscribed.set()
         broker_.connect(self.client, persistent=True)
         self.client.loop_start()
-        wait_for(self.client.is_connected, "the listener connects")
-        time.sleep(0.1)
+        wait_for(subscribed.is_set, "the listener subscribes")
 
     def _hear(self, _client, _data, message) -> None:
         text = message.payload.decode()
@@ -1052,8 +1053,12 @@ def test_the_rig_publishes_and_obeys(broker):
     heard.client.publish("iot-2/type/0.16.2/id/lorenz/cmd/to_healthy/fmt/json", "{}", qos=1)
     wait_for(lambda: (confirm, {"state": 0.0}) in heard.heard, "healthy again")
     device.join()
-    samples = [m for topic, m in heard.heard if "/osc/" in topic]
-    assert [m["seq"] for m in samples] == list(range(0, 300, 20))
+
+    def numbers():
+        return [m["seq"] for topic, m in heard.heard if "/osc/" in topic]
+
+    wait_for(lambda: len(numbers()) == 15, "all samples are heard")
+    assert numbers() == list(range(0, 300, 20))
     heard.stop()
 
 

@@ -336,7 +336,6 @@ class Run:
                     self._note(part, ended)
         finally:
             self.meter.stop()
-        _sweep(self.options.out, self.manifest.owners)
 
     def _until_stopped(self, parts: Iterable[Part]) -> Iterator[Part]:
         for part in parts:
@@ -370,10 +369,11 @@ class Run:
         )
 
     def finish(self) -> None:
-        """Write down what is done."""
+        """Write down what is done, and leave nothing behind that is not whole."""
         self.seconds = time.monotonic() - self._begun
         if self.manifest.entries:
             self.manifest.save()
+            _sweep(self.options.out, self.manifest.owners)
 
     # --- the account
 

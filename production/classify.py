@@ -556,6 +556,9 @@ def _score_folder(options: argparse.Namespace) -> int:
                 tell=_say,
                 meter=Bar() if sys.stderr.isatty() else Lines(_say),
             )
+    except KeyboardInterrupt:
+        _say("interrupted; run the same command again to go on")
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
     print(run.summary())

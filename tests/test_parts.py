@@ -574,7 +574,7 @@ def start(arguments, cwd):
     )
 
 
-def wait_for(found, process, timeout_s=60):
+def wait_for(found, process, timeout_s=300):
     end = time.monotonic() + timeout_s
     while not found() and process.poll() is None:
         assert time.monotonic() < end
@@ -618,6 +618,20 @@ def test_kill_9_at_any_moment_leaves_whole_parts_and_the_next_run_ends_the_same(
     assert process.returncode == 0, errors
     assert re.search(r"6 of 6 parts done|8 of 8 parts done", output), output
     assert contents(out) == {**wanted, ".other.12345678.part": b"not ours"}
+
+
+def test_terminate_ends_the_processes_and_leaves_nothing_torn(model, tmp_path):
+    data, out = write_tables(tmp_path / "data", n=2, rows=30_000), tmp_path / "out"
+    process = start(
+        [model, "--csv", data, "--out", out, "--part-size", "200000", "--n-jobs", "1"], tmp_path
+    )
+    wait_for(lambda: list(out.glob("t*")) and list(out.glob(".t*.part")), process)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors == "classify.py: interrupted; run the same command again to go on\n"
+    assert list(out.glob(".*.part")) == []
+    assert score(model, data, out, part_size=200_000).kept > 0
 
 
 def contents_of_parts(out):
@@ -725,18 +739,20 @@ def foreign_cluster(tmp_path):
         return started[-1]
 
     place = tmp_path / "scheduler.json"
-    scheduler = launch(
-        *("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
-        *("--scheduler-file", str(place)),
-    )
-    wait_for(place.exists, scheduler)
-    address = json.loads(place.read_text())["address"]
-    launch("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
-    yield scheduler, address
-    for process in started:
-        process.kill()
-        process.wait()
-    log.close()
+    try:
+        scheduler = launch(
+            *("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
+            *("--scheduler-file", str(place)),
+        )
+        wait_for(lambda: place.exists() and place.read_text().endswith("}"), scheduler)
+        address = json.loads(place.read_text())["address"]
+        launch("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        yield scheduler, address
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        log.close()
 
 
 def test_a_killed_client_and_a_killed_scheduler_lose_no_part(foreign_cluster, model, tmp_path):

@@ -81,6 +81,8 @@ def open_cluster(backend: Backend) -> Iterator[Cluster]:
                     threads_per_worker=1,
                     memory_limit=0,
                     dashboard_address="127.0.0.1:0",
+                    # It samples every 10 ms, and would see nothing but waiting.
+                    env={"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"},
                 )
             ).scheduler_address
         else:

@@ -105,7 +105,7 @@ class FitProcess:
             self.close()
 
     def _collect(self, answer: Answer, limit_s: float | None) -> None:
-        while self.pipe.poll(limit_s):
+        while limit_s is None or self.pipe.poll(limit_s):
             kind, text = self.pipe.recv()
             if kind != "line":
                 answer.end, answer.why = kind, text

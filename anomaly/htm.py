@@ -68,6 +68,11 @@ class HTMDetector(StreamDetector):
     ----------
     learning_period : int, default=600
         Records that are learnt and not scored.
+    settling_period : int, default=600
+        A learning period that is much shorter (less than 80 %) only makes scores begin
+        earlier: with this many records all is learnt anew, as if the learning period
+        had been that long. 0 turns this off; it is off where the range is given and
+        for htm.core.
     value_range : {"learnt", "adaptive"} or (float, float), default="learnt"
         Range of the values, for the encoder: known beforehand, the larger of
         range and six standard deviations of the learning period, or that and
@@ -123,7 +128,7 @@ class HTMDetector(StreamDetector):
         many; None remembers it for ever.
     rest_period : int or None, default=None
         Records of half volume after an alarm; None means
-        ``int(40 + 0.2 * learning_period)``.
+        ``int(40 + 0.2 * learning_period)``, of the settling period once that counts.
     fatigue, fatigue_period : float, default=0, 3000
         As in `TileDetector`.
     backend : {"native", "htm.core"}, default="native"
@@ -163,6 +168,7 @@ class HTMDetector(StreamDetector):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **StreamDetector._parameter_constraints,
         "learning_period": [Interval(Integral, 1, 10**7, closed="both")],
+        "settling_period": [Interval(Integral, 0, 10**7, closed="both")],
         "value_range": [StrOptions({"learnt", "adaptive"}), "array-like"],
         "n_buckets": [Interval(Real, 1, 10**6, closed="both")],
         "n_bits": [Interval(Integral, 16, 4096, closed="both")],
@@ -209,6 +215,7 @@ class HTMDetector(StreamDetector):
         self,
         learning_period: int = 600,
         *,
+        settling_period: int = 600,
         value_range: Any = "learnt",
         n_buckets: float = 130,
         n_bits: int = 400,
@@ -254,6 +261,7 @@ class HTMDetector(StreamDetector):
         random_state: Any = 0,
     ) -> None:
         self.learning_period = learning_period
+        self.settling_period = settling_period
         self.value_range = value_range
         self.n_buckets = n_buckets
         self.n_bits = n_bits
@@ -398,9 +406,11 @@ class HTMDetector(StreamDetector):
             "horizons": self._horizons(),
             "rate": self.prediction_rate,
             "learning": self.learning_period,
+            "settling": self.settling_period,
             "window": self.window_size,
             "lag": self.likelihood_lag,
             "skip": int(self.skip * self.learning_period),
+            "settled_skip": int(self.skip * self.settling_period),
             "range_mode": mode,
             "low": low,
             "high": high,
@@ -414,6 +424,7 @@ class HTMDetector(StreamDetector):
             "fatigue": self.fatigue,
             "fatigue_period": self.fatigue_period,
             "rest": int(40 + 0.2 * self.learning_period) if rest is None else rest,
+            "settled_rest": int(40 + 0.2 * self.settling_period) if rest is None else rest,
             "seed": self._seed(),
         }
         return HtmCoreStream(options) if self.backend == "htm.core" else _core.new_htm(options)

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAGIC UINT64_C(0x3230656C6D74686E)
+#define MAGIC UINT64_C(0x3330656C6D74686E)
 #define NONE (-1)
 #define TIME_BITS 240
 #define TIME_BUCKETS 96
@@ -50,7 +50,7 @@ typedef struct {
     alarm_state alarm;
     likelihood past;
     int64_t t;        /* records encoded */
-    int64_t buffered; /* records waiting for the range, or -1 */
+    int64_t buffered; /* learning records kept, or -1 once nothing is learnt anew */
     uint64_t random;
     int64_t scored;   /* records with a raw score */
     int32_t recent;   /* unpredicted columns among the last `window` records */
@@ -145,8 +145,16 @@ static int options_fit(const htm_options *o)
            between(o->max_segments, 1, 65535) && between(o->max_segments_per_cell, 1, 65535) &&
            between(o->rows, 1, 65536) && (o->rows & (o->rows - 1)) == 0 &&
            between(o->n_horizons, 0, HTM_MAX_HORIZONS) && between(o->learning, 1, 10000000) &&
+           between(o->settling, 0, 10000000) &&
            between(o->window, 1, 64) && between(o->lag, 0, 10000) &&
            between(o->range_mode, 0, 2) && o->steps >= 1.0 && o->steps <= 1e6;
+}
+
+/* Learning records that are kept at most: the settling period if that is a quarter longer. */
+static int64_t buffer_room(const htm_options *o)
+{
+    int64_t learning = o->learning, settling = o->settling;
+    return 4 * settling >= 5 * learning ? settling : learning;
 }
 
 static int time_bits(const htm_options *o)
@@ -281,7 +289,7 @@ htm *htm_new(const htm_options *options)
     m->s.counts.last_seconds = -DBL_MAX;
     alarm_start(&m->s.alarm);
     if (o->range_mode != 0) {
-        m->buffer = calloc((size_t)o->learning * (size_t)(o->n_fields + 1), sizeof(double));
+        m->buffer = calloc((size_t)buffer_room(o) * (size_t)(o->n_fields + 1), sizeof(double));
         if (m->buffer == NULL) {
             htm_free(m);
             return NULL;
@@ -1171,6 +1179,12 @@ static int step(htm *m, const double *values, double seconds, enum stream_mode m
     return failed;
 }
 
+/* Whether the range is known and records are scored. */
+static int is_live(const htm *m)
+{
+    return m->s.buffered < 0 || m->s.buffered >= m->o.learning;
+}
+
 /* Learns the encoder's range from the buffer, then passes it through. */
 static int go_live(htm *m)
 {
@@ -1180,8 +1194,10 @@ static int go_live(htm *m)
     double *column = malloc((size_t)n * sizeof(double));
     double score, raw;
     int failed = 0;
-    if (column == NULL)
+    if (column == NULL) {
+        m->s.buffered--; /* the record is lost, the state is whole */
         return -1;
+    }
     for (int f = 0; f < o->n_fields; f++) {
         int64_t found = 0;
         for (int64_t i = 0; i < n; i++)
@@ -1200,27 +1216,48 @@ static int go_live(htm *m)
         set_range(m, f, low, high);
     }
     free(column);
-    double *buffer = m->buffer;
-    m->buffer = NULL;
-    m->s.buffered = -1;
     for (int64_t i = 0; i < n; i++)
-        failed |= step(m, buffer + i * stride + 1, buffer[i * stride], STREAM_LEARN, &score, &raw,
-                       NULL, NULL);
-    free(buffer);
+        failed |= step(m, m->buffer + i * stride + 1, m->buffer[i * stride], STREAM_LEARN, &score,
+                       &raw, NULL, NULL);
+    if (buffer_room(o) == n) {
+        free(m->buffer);
+        m->buffer = NULL;
+        m->s.buffered = -1;
+    }
     return failed;
 }
 
-static int learning_record(htm *m, const double *values, double seconds, enum stream_mode mode,
-                           double *score)
+/* Becomes the model whose learning period had been all of the records kept. */
+static int settle(htm *m)
 {
-    int fields = m->o.n_fields, present = 0;
-    for (int f = 0; f < fields; f++) {
-        present += isfinite(values[f]) != 0;
-        if (isinf(values[f]))
-            *score = 0.8;
+    htm_options o = m->o;
+    o.learning = o.settling;
+    o.skip = o.settled_skip;
+    o.alarm.rest = o.settled_rest;
+    htm *settled = htm_new(&o);
+    if (settled != NULL) {
+        settled->s.buffered = m->s.buffered;
+        memcpy(settled->buffer, m->buffer,
+               (size_t)m->s.buffered * (size_t)(o.n_fields + 1) * sizeof(double));
     }
-    if (mode != STREAM_LEARN || !present)
-        return 0;
+    if (settled == NULL || go_live(settled) != 0) {
+        htm_free(settled);
+        m->s.buffered--; /* the record is lost to what is learnt anew, the state is whole */
+        return -1;
+    }
+    settled->s.counts = m->s.counts;
+    settled->s.alarm = m->s.alarm;
+    htm replaced = *m;
+    *m = *settled;
+    *settled = replaced;
+    htm_free(settled);
+    return 0;
+}
+
+/* Keeps a learning record, and learns all of them once they are enough. */
+static int keep_record(htm *m, const double *values, double seconds)
+{
+    int fields = m->o.n_fields;
     double *to = m->buffer + m->s.buffered * (fields + 1);
     to[0] = seconds;
     memcpy(to + 1, values, (size_t)fields * sizeof(double));
@@ -1231,13 +1268,9 @@ static int learning_record(htm *m, const double *values, double seconds, enum st
         }
     }
     m->s.buffered++;
-    if (m->s.buffered < m->o.learning)
-        return 0;
-    if (go_live(m) == 0)
-        return 0;
-    if (m->s.buffered >= m->o.learning)
-        m->s.buffered--;
-    return -1;
+    if (m->s.buffered == m->o.learning)
+        return go_live(m);
+    return m->s.buffered < buffer_room(&m->o) ? 0 : settle(m);
 }
 
 static void count_values(htm *m, const double *values)
@@ -1255,7 +1288,7 @@ static void count_values(htm *m, const double *values)
 /* What was expected of this record: the forecast, or else the last value. */
 static double expected_value(htm *m, int f, double x)
 {
-    if (m->s.buffered < 0 && m->s.t > 0 && m->o.n_horizons && m->o.horizons[0] == 1) {
+    if (is_live(m) && m->s.t > 0 && m->o.n_horizons && m->o.horizons[0] == 1) {
         float *p = m->foreseen + (size_t)f * HTM_CLASSES;
         softmax(table(m, f, 0), history_line(m, m->s.t - 1), p);
         m->foreseen_known = 1;
@@ -1275,9 +1308,10 @@ int htm_process(htm *m, const double *values, const double *seconds, int64_t n,
         double now = seconds ? seconds[i] : NAN;
         double *strength = strengths ? strengths + i * fields : NULL;
         double *due = expected ? expected + i * fields : NULL;
-        int informed = 0, failed = 0;
+        int finite = 0, infinite = 0, failed = 0;
         for (int f = 0; f < fields; f++) {
-            informed |= !isnan(values[f]);
+            finite |= isfinite(values[f]) != 0;
+            infinite |= isinf(values[f]) != 0;
             if (strength)
                 strength[f] = isinf(values[f]) ? 4.0 : 0.0;
             if (due)
@@ -1290,13 +1324,15 @@ int htm_process(htm *m, const double *values, const double *seconds, int64_t n,
             count_time(&m->s.counts, now);
         }
         scores[i] = raw[i] = 0.0;
-        if (!informed)
+        if (!finite && !infinite)
             continue;
-        if (m->s.buffered < 0)
+        if (is_live(m))
             failed = step(m, values, now, mode, scores + i, raw + i, due ? strength : NULL, due);
-        else
-            failed = learning_record(m, values, now, mode, scores + i);
+        else if (infinite)
+            scores[i] = 0.8;
         m->foreseen_known = 0;
+        if (m->s.buffered >= 0 && finite && mode == STREAM_LEARN)
+            failed |= keep_record(m, values, now);
         if (failed)
             return -1;
     }
@@ -1364,7 +1400,7 @@ size_t htm_memory(const htm *m)
     for (int c = 0; c < m->n_cells; c++)
         bytes += (size_t)m->lists[c].room * sizeof(listener);
     if (m->buffer)
-        bytes += (size_t)o->learning * (size_t)(o->n_fields + 1) * sizeof(double);
+        bytes += (size_t)buffer_room(o) * (size_t)(o->n_fields + 1) * sizeof(double);
     return bytes;
 }
 
@@ -1546,7 +1582,7 @@ static int counts_fit(const htm_options *o, const core_state *s)
     int64_t most = (int64_t)o->active_columns * o->cells;
     return between(s->n_columns, 0, o->active_columns) && between(s->n_winners, 0, o->active_columns) &&
            between(s->n_active, 0, most) && between(s->n_segments, 0, o->max_segments) &&
-           between(s->buffered, -1, o->learning - 1) && (s->buffered < 0 || o->range_mode != 0);
+           between(s->buffered, -1, buffer_room(o) - 1) && (s->buffered < 0 || o->range_mode != 0);
 }
 
 htm *htm_load(const unsigned char *bytes, size_t size)
@@ -1571,7 +1607,7 @@ htm *htm_load(const unsigned char *bytes, size_t size)
     for (int c = 0; c < o.columns; c++)
         m->column_best[c] = NONE;
     if (s.buffered >= 0) {
-        m->buffer = calloc((size_t)o.learning * (size_t)(o.n_fields + 1), sizeof(double));
+        m->buffer = calloc((size_t)buffer_room(&o) * (size_t)(o.n_fields + 1), sizeof(double));
         a.failed |= m->buffer == NULL;
     }
     if (!a.failed)

@@ -40,7 +40,9 @@ typedef struct {
     int32_t learning;              /* L */
     int32_t window, lag;           /* as in tile_options */
     int32_t range_mode;            /* 0: given, 1: of the learning records, 2: adaptive */
+    int32_t settling;              /* 0 to 10^7: all is learnt anew with so many, if L is shorter */
     int64_t skip;
+    int64_t settled_skip, settled_rest; /* take the place of skip and alarm.rest then */
     int64_t range_block;
     double low, high;   /* of every field, when given */
     double steps;       /* buckets over 1.4 times the range */

@@ -286,6 +286,7 @@ class OracleHTM:
     def __init__(
         self,
         learning_period=600,
+        settling_period=600,
         value_range="learnt",
         n_columns=1024,
         n_active_columns=20,
@@ -303,6 +304,8 @@ class OracleHTM:
         time_of_day=False,
         random_state=0,
     ):
+        self.options = {k: v for k, v in locals().items() if k != "self"}
+        self.settling = settling_period if settling_period >= 1.25 * learning_period else 0
         self.L, self.columns, self.k, self.cells = (
             learning_period,
             n_columns,
@@ -319,6 +322,7 @@ class OracleHTM:
         self.inputs = n_fields * n_bits + (240 if time_of_day else 0)
         self.stride = (self.inputs + 15) // 16 * 16
         self.buffer = [] if isinstance(value_range, str) else None
+        self.live = self.buffer is None
         self.x0, self.res = [0.0] * n_fields, [0.0] * n_fields
         for f in range(n_fields):
             self.set_range(f, *(value_range if self.buffer is None else (0.0, 1.0)))
@@ -524,16 +528,27 @@ class OracleHTM:
     def process(self, values, seconds=math.nan):
         if all(math.isnan(x) for x in values):
             return 0.0, 0.0
-        if self.buffer is None:
-            return self.step(values, seconds)
-        if any(map(math.isfinite, values)):
+        answer = (0.8 if any(map(math.isinf, values)) else 0.0), 0.0
+        if self.live:
+            answer = self.step(values, seconds)
+        if self.buffer is not None and any(map(math.isfinite, values)):
             self.buffer.append((values, seconds))
             if len(self.buffer) == self.L:
-                self.go_live()
-        return (0.8 if any(map(math.isinf, values)) else 0.0), 0.0
+                self.go_live(self.buffer)
+                self.buffer = self.buffer if self.settling else None
+            elif len(self.buffer) == self.settling:
+                self.settle()
+        return answer
 
-    def go_live(self):
-        buffer, self.buffer = self.buffer, None
+    def settle(self):
+        settled = OracleHTM(**self.options | {"learning_period": self.settling})
+        settled.go_live(self.buffer)
+        settled.buffer = None
+        settled.alarm.age, settled.alarm.recent = self.alarm.age, self.alarm.recent
+        self.__dict__ = settled.__dict__
+
+    def go_live(self, buffer):
+        self.live = True
         for f in range(self.fields):
             column = [values[f] for values, _ in buffer if math.isfinite(values[f])]
             if not column:

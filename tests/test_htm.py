@@ -69,6 +69,7 @@ def test_full_size_memory_equals_the_oracle():
         min_size=5,
         max_size=90,
     ),
+    settling_period=st.sampled_from([0, 10, 25]),
     cells=st.sampled_from([1, 2, 5]),
     fields=st.integers(1, 2),
     max_segments=st.sampled_from([None, 9]),
@@ -79,12 +80,22 @@ def test_full_size_memory_equals_the_oracle():
     seed=st.integers(0, 2**31),
 )
 def test_any_stream_equals_the_oracle(
-    x, cells, fields, max_segments, per_cell, given_range, clock, range_period, seed
+    x,
+    settling_period,
+    cells,
+    fields,
+    max_segments,
+    per_cell,
+    given_range,
+    clock,
+    range_period,
+    seed,
 ):
     X = np.array(x[: len(x) // fields * fields]).reshape(-1, fields)
     fast, slow, result, pairs = both(
         X,
         learning_period=8,
+        settling_period=settling_period,
         cells_per_column=cells,
         max_segments=max_segments,
         max_segments_per_cell=per_cell,
@@ -101,18 +112,31 @@ def test_any_stream_equals_the_oracle(
 @pytest.mark.parametrize("value_range", ["learnt", "adaptive", (0.0, 10.0)])
 def test_pickle_at_any_record_continues_identically(value_range):
     options = {**SMALL, "max_segments": 60, "value_range": value_range, "range_period": 90}
+    options |= {"settling_period": 200}
     x = a_stream(500, seed=3)
     x[250:] *= 3.0
     whole = HTMDetector(100, prediction_steps=(1, 3), **options)
     broken = HTMDetector(100, prediction_steps=(1, 3), **options)
     for i, value in enumerate(x.tolist()):
-        if i % 37 == 5 or i in (99, 100, 101):
+        if i % 37 == 5 or i in (99, 100, 101, 199, 200):
             broken = pickle.loads(pickle.dumps(broken))
         assert broken.process_one(value, 60.0 * i) == whole.process_one(value, 60.0 * i)
     for steps in (1, 3):
         assert broken.predict_one(steps).mean == whole.predict_one(steps).mean
     assert broken._stream.to_bytes() == whole._stream.to_bytes()
     assert whole.inspect()["segments"] == 60
+
+
+def test_short_learning_period_ends_as_a_long_one():
+    x = a_stream(500)
+    options = {**SMALL, "settling_period": 200}
+    early, late = HTMDetector(20, **options), HTMDetector(200, **options)
+    results = [d.process_many(x) for d in (early, late)]
+    for column in ("raw_score", "predicted"):
+        a, b = (getattr(result, column)[200:] for result in results)
+        assert a.tobytes() == b.tobytes()
+    assert results[0].raw_score[20:200].any()
+    assert not results[1].raw_score[:200].any()
 
 
 @pytest.mark.parametrize("at", [30, 99, 100, 300])

@@ -101,6 +101,7 @@ static void read_options(PyObject *d, htm_options *o)
         {"max_segments_per_cell", &o->max_segments_per_cell},
         {"rows", &o->rows},
         {"learning", &o->learning},
+        {"settling", &o->settling},
         {"window", &o->window},
         {"lag", &o->lag},
         {"range_mode", &o->range_mode},
@@ -127,6 +128,8 @@ static void read_options(PyObject *d, htm_options *o)
     o->alarm.fatigue_keep = stream_decay(1.0 / real(d, "fatigue_period"));
     o->alarm.rest = whole(d, "rest");
     o->skip = whole(d, "skip");
+    o->settled_rest = whole(d, "settled_rest");
+    o->settled_skip = whole(d, "settled_skip");
     o->range_block = whole(d, "range_block");
     o->seed = (uint64_t)whole(d, "seed");
     read_horizons(d, o);

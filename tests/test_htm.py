@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from anomaly import _core
 from anomaly.errors import DataError, ParameterError
 from anomaly.htm import HTMDetector
+from anomaly.tiles import TileDetector
 from tests.stream_oracles import OracleHTM
 
 SMALL = {"n_columns": 64, "n_active_columns": 8, "activation_threshold": 4}
@@ -292,6 +295,33 @@ def test_many_threads_on_one_memory_lose_no_record():
     for thread in threads:
         thread.join()
     assert detector.counts_.records == 800
+
+
+@pytest.mark.parametrize(
+    ("detector", "n"), [(HTMDetector(50, **SMALL), 20_000), (TileDetector(50), 200_000)]
+)
+def test_blocks_let_other_threads_run(detector, n):
+    values, turns, seen = a_stream(n), [0], []
+    scores, raw = np.empty(n), np.empty(n)
+    process = detector.fit(values[:100].reshape(-1, 1))._stream.process
+
+    def work():
+        seen.append(turns[0])
+        process(values, None, 1, scores, raw, None, None)
+        seen.append(turns[0])
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=work)
+    sys.setswitchinterval(100.0)  # now a thread runs until it lets others
+    try:
+        thread.start()
+        while thread.is_alive():
+            turns[0] += 1
+            time.sleep(0)
+    finally:
+        sys.setswitchinterval(interval)
+    thread.join()
+    assert seen[1] > seen[0]
 
 
 @settings(max_examples=150, deadline=None)

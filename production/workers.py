@@ -7,6 +7,7 @@ three workers ends with a `WorkerDiedError`, and the others go on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -201,9 +202,7 @@ class Cluster:
         self._cluster: Any = None
         self._distributed = distributed
         if scheduler is None:
-            # One job to a worker at a time: a death is then held against that job alone.
-            own = {"allowed-failures": DEATHS - 1, "worker-saturation": 1.0}
-            with dask.config.set({f"distributed.scheduler.{k}": v for k, v in own.items()}):
+            with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}):
                 self._cluster = distributed.LocalCluster(
                     n_workers=cpu_count() if n_workers is None else n_workers,
                     threads_per_worker=1,
@@ -236,25 +235,26 @@ class Cluster:
     def run(self, task: Task, settings: Any, jobs: Iterable[Any]) -> Iterator[Ended]:
         """Run jobs, two for each thread of the cluster at a time.
 
-        A foreign scheduler holds a death against every job that the worker had, so
-        there a job is given up only after it has been tried alone.
+        The scheduler holds a death against every job that the worker had, so a job is
+        given up only after it has been tried alone.
         """
         suspects: list[Any] = []
         for job, ended in self._run(task, settings, jobs, None):
-            if not isinstance(ended, self._killed):
-                yield job, ended
-            elif self._cluster is None:
+            if isinstance(ended, self._killed):
                 suspects.append(job)
             else:
-                yield job, WorkerDiedError()
+                yield job, ended
         for job, ended in self._run(task, settings, suspects, 1):
             yield job, WorkerDiedError() if isinstance(ended, self._killed) else ended
 
     def close(self, kill: bool = False) -> None:
         """Leave the cluster, and stop it if it was started here."""
-        self._client.close()
+        # What was to be done is done: a worker that is slow to end is no error.
+        with contextlib.suppress(TimeoutError):
+            self._client.close()
         if self._cluster is not None:
-            self._cluster.close()
+            with contextlib.suppress(TimeoutError):
+                self._cluster.close()
 
     @property
     def _killed(self) -> type[Exception]:

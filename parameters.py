@@ -286,9 +286,8 @@ def tune(arguments: argparse.Namespace) -> int:
         say_how_to_continue(arguments, folder)
         return 130
     except ConnectionError as error:
-        print(f"parameters.py: error: {error}", file=sys.stderr)
-        say_how_to_continue(arguments, folder)
-        return 2
+        again = f"python parameters.py --resume {folder.name}{options_again(arguments)}"
+        raise ParameterError(f"{error}; continue with: {again}") from None
     except (ValueError, ImportError):
         if begun:
             folder.forget()

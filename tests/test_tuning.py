@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import os
@@ -44,6 +45,7 @@ from anomaly.tuning.literals import (
     to_literal,
 )
 from anomaly.tuning.log import LogReader, LogWriter, format_line, parse_line
+from anomaly.tuning.progress import Silent
 from anomaly.tuning.units import Fit, Record, Unit, evaluate_unit, make_units
 from anomaly.tuning.workers import UnitRunner
 from detector import Detector
@@ -495,6 +497,25 @@ def test_several_processes_share_one_run(tmp_path):
     assert lines_without_times(folder) == lines_without_times(RunFolder(tmp_path / "whole"))
     report = folder.merge()
     assert (report.lines, report.repeated) == (whole.n_fits_, 0)
+
+
+class Interrupted(Silent):
+    def advance(self, fits, total, best, host=""):
+        raise KeyboardInterrupt
+
+
+def test_the_state_of_a_run_stands_in_its_folder(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        quick(log=tmp_path / "run", progress=Interrupted())
+    path = tmp_path / "run" / "progress.json"
+    state = json.loads(path.read_text())
+    assert (state["state"], state["total"], state["best"]) == ("stopped", 18, None)
+    result = quick(log=tmp_path / "run")
+    state = json.loads(path.read_text())
+    assert (state["state"], state["done"], state["total"]) == ("ended", 18, 18)
+    assert state["resumed"] == result.n_resumed_ > 0
+    assert state["hosts"][state["host"]]["fits"] == 18 - state["resumed"]
+    assert (state["backend"], state["pid"]) == ("loky", os.getpid())
 
 
 # Candidates, grids, families ---------------------------------------------------------

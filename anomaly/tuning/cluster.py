@@ -22,7 +22,7 @@ import re
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager
@@ -36,7 +36,7 @@ from anomaly.tuning.fitter import Answer
 from anomaly.tuning.folds import Folds
 from anomaly.tuning.literals import entries_from_literal
 from anomaly.tuning.log import LogReader, LogWriter, RunFolder, key_of
-from anomaly.tuning.remote import Spec
+from anomaly.tuning.remote import Spec, Store
 from anomaly.tuning.shipping import code_trees, ship
 from anomaly.tuning.units import Record, Unit
 from anomaly.tuning.workers import Outcome, Workers
@@ -45,6 +45,7 @@ from anomaly.tuning.workers import Outcome, Workers
 # before a search begins without them.
 _LOOK_S = 0.5
 _ANSWER_S = 15.0
+_END_S = 5.0
 # A unit that is out for longer than this is given to an idle worker as well.
 _STRAGGLES_S = 3.0
 # Losses of whole workers after which a unit is given up: they are seldom its fault.
@@ -112,7 +113,7 @@ class Cluster:
     backend : Backend
     session : str
         Mark of this connection, by which workers know their child processes.
-    stores : set of str
+    stores : set of Store
         Folders that workers keep for the runs of this session.
     shipped : set of str
         Packages that other hosts have been given.
@@ -123,7 +124,7 @@ class Cluster:
         self.address = address
         self.backend = backend
         self.session = secrets.token_hex(8)
-        self.stores: set[str] = set()
+        self.stores: set[Store] = set()
         self.shipped: set[str] = set()
 
     def workers(self, data: Folds, folder: RunFolder | None, versions: dict[str, str]) -> Workers:
@@ -145,14 +146,12 @@ class Cluster:
 
     def end(self, finished: bool) -> None:
         """Stop what workers still do for this session; forget lines that are in the log."""
-        names = sorted(self.stores) if finished else []
+        stores = list(self.stores) if finished else []
         call = threading.Thread(
-            target=self._end,
-            args=(remote.end_session, self.session, self.backend.worker_folder, names),
-            daemon=True,
+            target=self._end, args=(remote.end_session, self.session, stores), daemon=True
         )
         call.start()
-        call.join(_ANSWER_S)  # a worker that stands still would never answer
+        call.join(_END_S)  # a worker that stands still would never answer
 
     def _end(self, *call: Any) -> None:
         # A cluster that is gone, or a host without this package, has nothing to end.
@@ -167,6 +166,7 @@ class _Worker:
 
     address: str
     host: str
+    mark: str
     threads: int
     spec: Spec
     flights: set[_Flight] = field(default_factory=set)
@@ -216,7 +216,9 @@ class DaskWorkers(Workers):
         self._payload = _pickled(data)
         self._writer = None if folder is None else LogWriter(folder)
         self._keys = set() if folder is None else _keys_of(folder)
-        self._spec = self._make_spec()
+        self._store = self._make_store()
+        self._digest = hashlib.sha256(self._payload).hexdigest()[:16]
+        self._wanted: set[str] = set()
         self._scattered: Any = None
         self._workers: dict[str, _Worker] = {}
         self._asked: dict[str, int] = {}  # workers that have not said their versions, to threads
@@ -226,9 +228,11 @@ class DaskWorkers(Workers):
         self._arrived = queue.SimpleQueue()
         self._jobs: set[_Job] = set()
         self._units: deque[Unit] = deque()
-        self._losses: dict[str, int] = {}
+        self._losses: Counter[str] = Counter()
+        self._lost: list[Outcome] = []  # given up, and not yet told
         self._look_at = 0.0
         self._is_waiting = False
+        self._had_workers = False
 
     # What the engine calls ---------------------------------------------------------------
 
@@ -241,20 +245,17 @@ class DaskWorkers(Workers):
                 pass  # the engine reads these lines from the log
             if time.monotonic() > end:
                 break
-        if self._refused and not self._workers and not self._asked:
-            raise ParameterError(
-                "every host was refused: "
-                + "; ".join(sorted(set(self._refused.values())))
-                + "; install the same versions, or say --allow-version-skew"
-            )
+        self._check_refused()
 
     def run(self, units: deque[Unit]) -> Iterator[Outcome]:
         """Run units on whatever workers there are, and yield what came of each."""
         fits = [(u.classifier, u.oversample, [fit.params for fit in u.fits]) for u in units]
         self.cluster.ship([self.data.prepare, *fits])
         self._units = units
-        while units or self._jobs:
+        self._wanted = {k for unit in units for fit in unit.fits for k in fit.keys.values()}
+        while units or self._jobs or self._lost:
             self._look()
+            self._check_refused()
             self._hand_out()
             yield from self._receive()
 
@@ -265,8 +266,6 @@ class DaskWorkers(Workers):
                 self._let_go(flight)
         if self._writer is not None:
             self._writer.close()
-        if kill:
-            self.cluster.end(finished=False)
         self._scattered = None
 
     def _write(self, record: Record) -> None:
@@ -276,17 +275,15 @@ class DaskWorkers(Workers):
 
     # Workers come and go -------------------------------------------------------------------
 
-    def _make_spec(self) -> Spec:
-        backend, store = self.cluster.backend, None
-        if self.folder is not None:
-            mark = self.folder.identity()
-            if not re.fullmatch("[0-9a-f]{16}", mark):
-                raise DataError(f"{self.folder.path / 'run.json'} is damaged: id {mark!r}")
-            store = f"{self.folder.name[:60]}-{mark}"
-            self.cluster.stores.add(store)
-        digest = hashlib.sha256(self._payload).hexdigest()[:16]
-        parent, limit = backend.worker_folder, backend.fit_timeout_s
-        return Spec(self.cluster.session, digest, store, parent, "", limit)
+    def _make_store(self) -> Store | None:
+        if self.folder is None:
+            return None
+        mark = self.folder.identity()
+        if not re.fullmatch("[0-9a-f]{16}", mark):
+            raise DataError(f"{self.folder.path / 'run.json'} is damaged: id {mark!r}")
+        store = Store(self.cluster.backend.worker_folder, f"{self.folder.name[:60]}-{mark}")
+        self.cluster.stores.add(store)
+        return store
 
     def _look(self) -> None:
         """See which workers have come and gone."""
@@ -305,9 +302,11 @@ class DaskWorkers(Workers):
         for address in [a for a in self._asked if a not in threads]:
             del self._asked[address]
         if not threads and not self._is_waiting:
-            _log.warning(
-                "no workers at %s; waiting for some (dask worker %s)", *[self.cluster.address] * 2
-            )
+            at = self.cluster.address
+            if self.client.status == "running":
+                _log.warning("no workers at %s; waiting for some (dask worker %s)", at, at)
+            else:
+                _log.warning("the scheduler at %s does not answer; trying again", at)
         self._is_waiting = not threads
 
     def _present(self) -> dict[str, int]:
@@ -319,8 +318,8 @@ class DaskWorkers(Workers):
                 return {}
         if self.client.status != "connecting":
             raise ClusterLostError(
-                f"the Dask scheduler at {self.cluster.address} is gone; every finished fit is in "
-                "the log or on the workers, and --resume collects them"
+                f"the Dask scheduler at {self.cluster.address} is gone; finished fits are in the "
+                "log, or kept by the workers for when the run continues"
             )
         time.sleep(_LOOK_S)
         return {}
@@ -340,27 +339,37 @@ class DaskWorkers(Workers):
         if found and self.folder is not None:
             skew = self.folder.plan().get("version_skew", {})
             self.folder.note(version_skew=skew | {answer.name: found})
-        spec = Spec(**(vars(self._spec) | {"skew": found}))
-        self._workers[address] = _Worker(address, answer.name, threads, spec)
+        spec = Spec(self.cluster.session, self._digest, found)
+        self._workers[address] = _Worker(address, answer.name, answer.mark, threads, spec)
+        self._had_workers = True
         self._collect(self._workers[address])
         yield from ()
 
     def _refuse(self, address: str, reason: str) -> None:
+        if reason not in self._refused.values():
+            _log.warning("host refused: %s", reason)
         self._refused[address] = reason
-        _log.warning("host refused: %s", reason)
+
+    def _check_refused(self) -> None:
+        """Give up where all hosts are refused and none has ever been taken in."""
+        if self._refused and not (self._workers or self._asked or self._had_workers):
+            raise ParameterError(
+                f"every host was refused: {'; '.join(sorted(set(self._refused.values())))}; "
+                "install the same versions everywhere, or allow the skew (--allow-version-skew)"
+            )
 
     def _collect(self, worker: _Worker) -> None:
         """Fetch lines that this host has kept and the log may lack."""
-        if self._spec.store is None or worker.host in self._collecting:
+        if self._store is None or worker.host in self._collecting:
             return
         self._collecting.add(worker.host)
-        call = remote.lines_here, self._spec.parent, self._spec.store
-        self._await(self._submit(*call, to=worker.address), self._take_kept, worker.host)
+        asked = self._submit(remote.lines_here, self._store, to=worker.address)
+        self._await(asked, self._take_kept, worker.host)
 
     def _take_kept(self, host: str, answer: Any) -> Iterator[Outcome]:
         self._collecting.discard(host)
         if not isinstance(answer, BaseException):
-            records = self._take_lines(answer)
+            records = [r for r in self._take_lines(answer) if r.key in self._wanted]
             self._forget_done()
             if records:
                 yield Outcome(Unit(None, -1, ()), records, host=host)
@@ -371,24 +380,38 @@ class DaskWorkers(Workers):
         self._units.clear()
         self._units.extend(unit for unit in left if unit is not None)
 
-    def _lose(self, worker: _Worker) -> None:
-        """Put back what a lost worker held."""
-        for flight in sorted(worker.flights, key=lambda f: -f.begun):
+    def _lose(self, worker: _Worker, why: str = "its worker was lost") -> None:
+        """Put back what a lost worker held; what it was at may be the cause."""
+        for place, flight in enumerate(sorted(worker.flights, key=lambda f: f.begun)):
             self._let_go(flight)
             job = flight.job
-            if job.is_done or job.flights:
-                continue
-            self._jobs.discard(job)
-            self._put_back_lost(job.unit)
+            if not job.is_done and not job.flights:
+                self._jobs.discard(job)
+                if place < worker.threads:
+                    self._after_loss(job.unit, why)
+                else:
+                    self._put_back_left(job.unit)
 
-    def _put_back_lost(self, unit: Unit) -> None:
+    def _put_back_left(self, unit: Unit) -> None:
         left = unit.without(self._keys)
         if left is not None:
             self._units.appendleft(left)
 
+    def _after_loss(self, unit: Unit, why: str) -> None:
+        """Put back a unit that its worker took along; give it up after many losses."""
+        self._losses[unit.name] += 1
+        if self._losses[unit.name] <= LOSSES:
+            self._put_back_left(unit)
+        elif len(unit.fits) > 1:
+            self._put_back(unit, self._units, deaths=0)
+        else:
+            self._lost.append(self._give_up(unit, f"{why} {LOSSES + 1} times in this fit"))
+
     # Units go out and come back ---------------------------------------------------------------
 
     def _hand_out(self) -> None:
+        if not self._workers or not self._has_data_out():
+            return
         threads = sum(worker.threads for worker in self._workers.values())
         for depth in (1, 2):
             for worker in self._workers.values():
@@ -418,8 +441,16 @@ class DaskWorkers(Workers):
         worker.flights.add(flight)
         self._jobs.add(job)
         unit = _pickled(job.unit)
-        call = remote.run_unit_here, self._data_for(worker), worker.spec, unit
-        flight.future = self._submit(*call, to=worker.address)
+        flight.future = self._submit(
+            remote.run_unit_here,
+            self._scattered,
+            worker.mark,
+            worker.spec,
+            self._store,
+            unit,
+            self.fit_timeout_s,
+            to=worker.address,
+        )
         self._await(flight.future, self._land, flight)
 
     def _land(self, flight: _Flight, answer: Any) -> Iterator[Outcome]:
@@ -434,19 +465,29 @@ class DaskWorkers(Workers):
             host = flight.worker.host
             yield Outcome(job.unit, records, seconds=answer.seconds, host=host)
             if not job.is_done:
-                yield from self._see_to_rest(job, answer, host)
-        elif not job.is_done and not job.flights:
+                yield from self._see_to_rest(job, answer, flight.worker)
+            return
+        if not isinstance(answer, CancelledError):
+            _log.warning("a unit is sent again after %s: %s", type(answer).__name__, answer)
+        if not job.is_done and not job.flights:
             self._jobs.discard(job)
-            yield from self._after_loss(job.unit, answer)
+            if isinstance(answer, CancelledError):
+                self._put_back_left(job.unit)
+            else:
+                self._after_loss(job.unit, f"{type(answer).__name__}: {answer}"[:200])
 
-    def _see_to_rest(self, job: _Job, answer: Answer, host: str) -> Iterator[Outcome]:
+    def _see_to_rest(self, job: _Job, answer: Answer, worker: _Worker) -> Iterator[Outcome]:
         job.is_done = True
         self._jobs.discard(job)
         rest = job.unit.without(self._keys)
+        if answer.end == "failed" and self._workers.pop(worker.address, None) is not None:
+            self._had_workers = bool(self._workers)
+            self._refuse(worker.address, f"{worker.host} cannot read the search: {answer.why}")
+            self._lose(worker)
+        if answer.end == "stranger" and self._workers.pop(worker.address, None) is not None:
+            self._lose(worker)  # it has begun anew at its old address, and is asked again
         if rest is None:
             return
-        if answer.end == "failed":
-            raise DataError(f"{host} cannot read the search: {answer.why}")
         if answer.end not in ("died", "late"):
             self._units.appendleft(rest)
             return
@@ -459,18 +500,6 @@ class DaskWorkers(Workers):
             yield from self._after_death(rest, self._units, answer.why)
         else:
             yield from self._after_timeout(rest, self._units)
-
-    def _after_loss(self, unit: Unit, why: Any) -> Iterator[Outcome]:
-        """Put back a unit that Dask gave up or cancelled."""
-        if isinstance(why, CancelledError):
-            self._put_back_lost(unit)
-            return
-        _log.warning("a unit is sent again after %s: %s", type(why).__name__, why)
-        self._losses[unit.name] = self._losses.get(unit.name, 0) + 1
-        if self._losses[unit.name] <= LOSSES:
-            self._put_back_lost(unit)
-        else:
-            yield self._give_up(unit, f"{type(why).__name__}: {why}"[:300])
 
     def _let_go(self, flight: _Flight) -> None:
         flight.is_over = True
@@ -500,13 +529,19 @@ class DaskWorkers(Workers):
         key = f"anomaly-{self.cluster.session}-{secrets.token_hex(8)}"
         return self.client.submit(function, *arguments, key=key, workers=[to], pure=False)
 
-    def _data_for(self, worker: _Worker) -> Any:
-        """The scattered data; scattered again if all who held it are gone."""
-        if self._scattered is None or self._scattered.status != "finished":
+    def _has_data_out(self) -> bool:
+        """Whether workers hold the data; sends them if not, or if all who had them are gone."""
+        if self._scattered is not None and self._scattered.status == "finished":
+            return True
+        try:
             self._scattered = self.client.scatter(
-                self._payload, workers=[worker.address], hash=False
+                self._payload, workers=list(self._workers), broadcast=True, hash=False
             )
-        return self._scattered
+        except (OSError, RuntimeError, ValueError, KeyError) as error:  # they left just now
+            _log.warning("the data could not be sent: %s: %s", type(error).__name__, error)
+            self._look_at = 0.0
+            return False
+        return True
 
     def _await(self, future: Any, handle: Callable[..., Any], *about: Any) -> None:
         """Have the answer of a task handled here when it is there."""
@@ -526,20 +561,23 @@ class DaskWorkers(Workers):
 
     def _receive(self) -> Iterator[Outcome]:
         """Handle the answers that are there, after waiting for the first a little."""
-        with contextlib.suppress(queue.Empty):
-            timeout = _LOOK_S
-            while True:
-                handle, about, answer = self._arrived.get(timeout=timeout)
-                yield from handle(*about, answer)
-                timeout = 0.0
-
-
-def _pickled(thing: Any) -> bytes:
-    """Pickled, with classes of the main script inside."""
-    return bytes(require("cloudpickle", "dask").dumps(thing))
+        while self._lost:
+            yield self._lost.pop()
+        # No more than are there now, so that idle workers are seen to in between.
+        for number in range(max(self._arrived.qsize(), 1)):
+            try:
+                handle, about, answer = self._arrived.get(timeout=_LOOK_S if number == 0 else 0)
+            except queue.Empty:
+                return
+            yield from handle(*about, answer)
 
 
 def _keys_of(folder: RunFolder) -> set[str]:
     reader = LogReader(folder)
     reader.refresh()
     return set(reader.lines)
+
+
+def _pickled(thing: Any) -> bytes:
+    """Pickled, with classes of the main script inside."""
+    return bytes(require("cloudpickle", "dask").dumps(thing))

@@ -39,9 +39,10 @@ class Answer:
     ----------
     lines : list of bytes
         Lines of the log, of the fits that were finished.
-    end : {"done", "died", "late", "failed"}
+    end : {"done", "died", "late", "failed", "stranger"}
         Whether all fits are finished; the process died in the first unfinished
-        one; that one was stopped at its time limit; or the unit could not be read.
+        one; that one was stopped at its time limit; the unit could not be read;
+        or the worker has not said its versions yet.
     why : str
     seconds : float
     """
@@ -59,13 +60,11 @@ class FitProcess:
     ----------
     payload : bytes
         Pickled `Folds`.
-    store : Path or None
-        Folder for the file of lines; None writes none.
     skew : str
         Differences of library versions to note in every line; usually empty.
     """
 
-    def __init__(self, payload: bytes, store: Path | None, skew: str) -> None:
+    def __init__(self, payload: bytes, skew: str) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
         code = "from anomaly.tuning.fitter import main; main()"
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
@@ -76,19 +75,20 @@ class FitProcess:
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        with contextlib.suppress(OSError):  # it shows with the first unit
-            self.pipe.send((store, skew))
-            self.pipe.send_bytes(payload)
-        self.is_ready = False
+        self._start: tuple[str, bytes] | None = (skew, payload)
 
-    def run(self, unit: bytes, limit_s: float | None) -> Answer:
-        """Run a pickled unit; no fit of it may take longer than the limit."""
+    def run(self, unit: bytes, store: Path | None, limit_s: float | None) -> Answer:
+        """Run a pickled unit; no fit of it may take longer than the limit.
+
+        Lines also go to a file in the folder ``store``, if one is given.
+        """
         answer, begun = Answer(), time.perf_counter()
         try:
-            if not self.is_ready:
-                self._get_ready(answer)
+            if self._start is not None:
+                self._get_ready(answer, *self._start)
             if answer.end == "done":
                 begun = time.perf_counter()
+                self.pipe.send(store)
                 self.pipe.send_bytes(unit)
                 self._collect(answer, limit_s)
         except (EOFError, OSError):
@@ -97,10 +97,13 @@ class FitProcess:
         answer.seconds = time.perf_counter() - begun
         return answer
 
-    def _get_ready(self, answer: Answer) -> None:
+    def _get_ready(self, answer: Answer, skew: str, payload: bytes) -> None:
+        """Wait for the start of the process, which is no part of the time of a fit."""
+        self.pipe.send(skew)
+        self.pipe.send_bytes(payload)
         kind, text = self.pipe.recv()
-        self.is_ready = kind == "ready"
-        if not self.is_ready:
+        self._start = None
+        if kind != "ready":
             answer.end, answer.why = "failed", text
             self.close()
 
@@ -152,24 +155,26 @@ def main() -> None:
 
 
 def _serve(pipe: Connection) -> None:
-    store, skew = pipe.recv()
-    payload = pipe.recv_bytes()
+    skew, payload = pipe.recv(), pipe.recv_bytes()
     try:
         data = pickle.loads(payload)
     except Exception as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
         return
-    writer = None if store is None else LogWriter(RunFolder(store))
     pipe.send(("ready", ""))
+    writers: dict[Path | None, LogWriter | None] = {None: None}
     while pipe.poll(_IDLE_S):
         try:
+            store = pipe.recv()
             unit = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
         except Exception as error:
             pipe.send(("failed", f"{type(error).__name__}: {error}"))
             continue
-        _run(pipe, data, unit, writer, skew)
+        if store not in writers:
+            writers[store] = LogWriter(RunFolder(store))
+        _run(pipe, data, unit, writers[store], skew)
         pipe.send(("done", ""))
 
 

@@ -1,8 +1,9 @@
 """How far a search is: a bar on a terminal, a plain line every minute elsewhere.
 
 A run with a folder also keeps ``progress.json`` there, for other shells and
-hosts. It is replaced as a whole, at most every two seconds and at the end of a
-search, by the process that advanced last::
+hosts. It is replaced as a whole every two seconds, and at the end of a search, by
+every process that works on the run; a ``when`` of long ago with the state
+"running" tells of a process that was killed::
 
     {
      "format": 1,
@@ -23,11 +24,13 @@ search, by the process that advanced last::
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -101,7 +104,8 @@ class Lines:
         """Count, and say so when it is time."""
         self.done, self.total, self.best = self.done + fits, total, best
         self.fresh += fits
-        self.hosts[host] += fits
+        if host:
+            self.hosts[host] += fits
         if time.monotonic() - self.said >= self.every_s:
             self.said = time.monotonic()
             print(self.line(), file=self.file or sys.stderr, flush=True)
@@ -133,7 +137,7 @@ class Lines:
         if len(self.hosts) < 2:
             return text
         most = self.hosts.most_common(_HOSTS_SHOWN)
-        each = [f"{host or 'log'} {fits / self.seconds:.1f}" for host, fits in most]
+        each = [f"{host} {fits / self.seconds:.1f}" for host, fits in most]
         more = len(self.hosts) - len(most)
         return f"{text} ({', '.join(each)}{f', {more} more' if more else ''})"
 
@@ -194,7 +198,6 @@ class Heartbeat:
         self.reporter = reporter
         self.lines = Lines(every_s=math.inf)
         self.place = {"backend": backend, "place": place, "host": socket.gethostname()}
-        self.wrote = -math.inf
 
     def start(self, name: str, total: int, done: int) -> None:
         """Begin to count."""
@@ -202,18 +205,25 @@ class Heartbeat:
         self.lines.start(name, total, done)
         self.resumed, self.begun = done, time.time()
         self._write("running")
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.thread.start()
 
     def advance(self, fits: int, total: int, best: float, host: str = "") -> None:
-        """Count, and write when it is time."""
+        """Count."""
         self.reporter.advance(fits, total, best, host)
         self.lines.advance(fits, total, best, host or self.place["host"])
-        if time.monotonic() - self.wrote >= _BEAT_S:
-            self._write("running")
 
     def stop(self) -> None:
         """Write how it ended: with all fits done, or before."""
         self.reporter.stop()
+        self.stopped.set()
+        self.thread.join()
         self._write("ended" if self.lines.done >= self.lines.total else "stopped")
+
+    def _beat(self) -> None:
+        while not self.stopped.wait(_BEAT_S):
+            self._write("running")
 
     def _write(self, state: str) -> None:
         lines, seconds = self.lines, self.lines.seconds
@@ -230,17 +240,17 @@ class Heartbeat:
             "left_s": left,
             "hosts": {
                 host: {"fits": fits, "fits_per_s": fits / seconds}
-                for host, fits in sorted(lines.hosts.items())
+                for host, fits in sorted(lines.hosts.copy().items())
             },
             **self.place,
             "pid": os.getpid(),
             "begun": self.begun,
             "when": time.time(),
         }
-        with write_aside(self.path) as file:
+        # A state that cannot be written must not end the run.
+        with contextlib.suppress(OSError), write_aside(self.path) as file:
             json.dump(entry, file, indent=1)
             file.write("\n")
-        self.wrote = time.monotonic()
 
 
 def choose(progress: Any) -> Progress:

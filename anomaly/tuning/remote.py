@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
 import threading
@@ -42,25 +43,37 @@ class Spec:
         Mark of the client's connection.
     data : str
         Digest of the pickled `Folds`.
-    store : str or None
-        Name of the run's folder on a worker; None keeps no lines.
-    parent : str or None
-        Where that folder stands; None is the default.
     skew : str
         Noted in every line.
-    fit_timeout_s : float or None
     """
 
     session: str
     data: str
-    store: str | None
-    parent: str | None
     skew: str = ""
-    fit_timeout_s: float | None = None
 
-    def path(self) -> Path | None:
-        """Folder of lines on this host."""
-        return None if self.store is None else store_path(self.parent, self.store)
+
+@dataclass(frozen=True)
+class Store:
+    """Folder on every worker's own disk for the lines of a run.
+
+    Attributes
+    ----------
+    parent : str or None
+        Where it stands; None is ``$XDG_STATE_HOME/anomaly/runs``.
+    name : str
+        Name and mark of the run.
+    """
+
+    parent: str | None
+    name: str
+
+    def path(self) -> Path:
+        """The folder on this host; a name never leads elsewhere."""
+        parent = self.parent
+        if parent is None:
+            state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+            parent = os.path.join(state, "anomaly", "runs")
+        return Path(parent).expanduser() / Path(self.name).name
 
 
 _idle: dict[Spec, list[FitProcess]] = {}
@@ -68,18 +81,35 @@ _busy: dict[FitProcess, Spec] = {}
 _lock = threading.Lock()
 
 
-def run_unit_here(payload: bytes, spec: Spec, unit: bytes) -> Answer:
-    """Run a pickled unit in a child process of this worker."""
+def run_unit_here(
+    payload: bytes,
+    mark: str,
+    spec: Spec,
+    store: Store | None,
+    unit: bytes,
+    limit_s: float | None,
+) -> Answer:
+    """Run a pickled unit in a child process of this worker.
+
+    A worker of another mark has not been asked for its versions.
+    """
+    if mark != own_mark():
+        return Answer(end="stranger")
+    path = None if store is None else store.path()
+    if path is not None and not path.exists():
+        path.mkdir(parents=True, exist_ok=True)
+        _forget_old(path.parent)
     process = _take(payload, spec)
     try:
-        answer = process.run(unit, spec.fit_timeout_s)
+        return process.run(unit, path, limit_s)
     finally:
         _give(process, spec)
-    return answer
 
 
 def _take(payload: bytes, spec: Spec) -> FitProcess:
+    """An idle child process, or a new one; those of other data are not needed any more."""
     with _lock:
+        _end([s for s in _idle if s.session == spec.session and s != spec])
         found = _idle.setdefault(spec, [])
         while found:
             process = found.pop()
@@ -87,12 +117,7 @@ def _take(payload: bytes, spec: Spec) -> FitProcess:
                 break
             process.close()
         else:
-            _end([other for other in _idle if other != spec])
-            path = spec.path()
-            if path is not None:
-                path.mkdir(parents=True, exist_ok=True)
-                _forget_old(path.parent)
-            process = FitProcess(payload, path, spec.skew)
+            process = FitProcess(payload, spec.skew)
         _busy[process] = spec
     return process
 
@@ -111,16 +136,16 @@ def _end(specs: Iterable[Spec]) -> None:
             process.close()
 
 
-def end_session(session: str, parent: str | None, finished: Iterable[str]) -> None:
+def end_session(session: str, finished: Iterable[Store]) -> None:
     """Stop the child processes of a client, and delete the lines of finished runs."""
     with _lock:
         _end([spec for spec in _idle if spec.session == session])
         for process in [p for p, spec in _busy.items() if spec.session == session]:
             del _busy[process]
             process.kill()
-    for name in finished:
+    for store in finished:
         with contextlib.suppress(OSError):
-            shutil.rmtree(store_path(parent, name))
+            shutil.rmtree(store.path())
 
 
 # Versions ------------------------------------------------------------------------------
@@ -131,12 +156,19 @@ class Host:
     """What a worker says of itself."""
 
     name: str
+    mark: str
     versions: dict[str, str]
 
 
 def describe_host(libraries: Iterable[str]) -> Host:
     """Name of this host, and its versions of some libraries."""
-    return Host(socket.gethostname(), versions_of(libraries))
+    return Host(socket.gethostname(), own_mark(), versions_of(libraries))
+
+
+@cache
+def own_mark() -> str:
+    """Random mark of this process."""
+    return secrets.token_hex(8)
 
 
 def versions_of(libraries: Iterable[str]) -> dict[str, str]:
@@ -170,17 +202,9 @@ def code_fingerprint() -> str:
 # Lines on this worker's disk --------------------------------------------------------------
 
 
-def store_path(parent: str | None, name: str) -> Path:
-    """Folder of a run's lines on this host."""
-    if parent is None:
-        state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-        parent = os.path.join(state, "anomaly", "runs")
-    return Path(parent).expanduser() / Path(name).name
-
-
-def lines_here(parent: str | None, name: str) -> list[bytes]:
+def lines_here(store: Store) -> list[bytes]:
     """Lines that processes of this host have written for a run."""
-    path = store_path(parent, name)
+    path = store.path()
     if not path.is_dir():
         return []
     reader = LogReader(RunFolder(path))

@@ -62,6 +62,6 @@ class Regicide(Slow):
 class SlowTree(DecisionTreeClassifier):
     """A tree that takes a fifth of a second."""
 
-    def fit(self, X, y, **options):
+    def fit(self, X, y, sample_weight=None, check_input=True):
         time.sleep(0.2)
-        return super().fit(X, y, **options)
+        return super().fit(X, y, sample_weight, check_input)

@@ -368,7 +368,7 @@ def test_a_fit_over_its_time_limit_is_logged_and_the_rest_goes_on(tmp_path, stor
 
 
 def test_a_staged_fit_over_its_time_limit_is_tried_candidate_by_candidate(tmp_path):
-    what = AdaBoostClassifier(SlowTree(), random_state=0), {"n_estimators": [1, 2, 100]}
+    what = AdaBoostClassifier(SlowTree(max_depth=1), random_state=0), {"n_estimators": [1, 2, 100]}
     result = search(what, cv=ONE_FOLD, log=tmp_path / "run", backend=Backend(fit_timeout_s=5))
     assert np.isnan(result.table["mean_score"]).tolist() == [False, False, True]
     assert failures(tmp_path / "run") == ["time limit of 5 s"]

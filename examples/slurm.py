@@ -62,7 +62,7 @@ def main() -> int:
             job_script_prologue=[f"export {name}=1" for name in ONE_THREAD],
             death_timeout=300,
             worker_extra_args=["--memory-limit", "0"],  # fits run below the workers
-            scheduler_options={"dashboard_address": "127.0.0.1:8787"},
+            scheduler_options={"dashboard_address": "127.0.0.1:0"},
             log_directory=os.path.abspath("slurm-logs"),
         ) as cluster,
     ):

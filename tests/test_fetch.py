@@ -137,6 +137,12 @@ def test_a_killed_run_is_stopped_and_what_lacks_is_counted(there, capsys):
     assert "left" not in out
     found = status.summarise("first", status.probe_here(str(there), "first"))
     assert sum(search.done for search in found.searches) == 20
+    # Two candidates of nine have all folds.
+    assert [(s.best_folds, s.best_score is None) for s in found.searches] == [
+        (0, True),
+        (3, False),
+    ]
+    assert "(3 folds)" in out
     assert sum(found.missing.values()) == FITS - 20
 
 

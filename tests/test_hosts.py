@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from anomaly.tuning import Backend, RunFolder, arrival, shipping
 from anomaly.tuning import tune as search
 from anomaly.tuning.hosts import read_hosts, start_hosts
 from anomaly.tuning.log import LogReader
-from tests.sshd import Client, Server, bare_python
+from tests.sshd import Client, Server, bare_python, free_port
 from tests.test_tuning import lines_without_times
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -254,7 +255,10 @@ def test_hosts_with_other_versions_or_code_are_refused_by_name(
     X, y = make_classification(90, random_state=0)
     grid = {"n_neighbors": [1, 3]}
     said = []
-    with start_hosts(tmp_path / "hosts.txt", said.append, dashboard_address=":0") as address:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        start_hosts(tmp_path / "hosts.txt", said.append) as address,
+    ):
         assert said == [f"{servers[1].host}: 1 worker(s)"]
         with pytest.raises(ParameterError, match=r"scipy 0\.0\.1 \(here .*--allow-version-skew"):
             search("knn", grid, X, y, cv=2, backend=Backend("dask", scheduler=address))
@@ -273,7 +277,42 @@ def test_hosts_with_other_versions_or_code_are_refused_by_name(
         monkeypatch.setattr(shipping.anomaly, "__file__", str(other / "__init__.py"))
         with pytest.raises(ParameterError, match="another version of anomaly is loaded from"):
             search("knn", grid, X, y, cv=2, backend=Backend("dask", scheduler=address))
+        raise KeyboardInterrupt  # it stops the hosts like any other end
     assert servers[1].processes() == []
+
+
+@pytest.fixture
+def cluster(tmp_path, bare):
+    """Address of a scheduler with a worker, both without this package."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    folders = {f"XDG_{name}_HOME": str(tmp_path / name) for name in ("CACHE", "STATE")}
+    dask = [str(bare), "-m", "distributed.cli.dask_"]
+    commands = [
+        [*dask[:2], f"{dask[2]}scheduler", "--host", address, "--dashboard-address", ":0"],
+        [*dask[:2], f"{dask[2]}worker", address, "--no-nanny", "--nthreads", "1"],
+    ]
+    with open(tmp_path / "cluster.log", "wb") as log:
+        started = [
+            subprocess.Popen(c, cwd=tmp_path, env=os.environ | folders, stdout=log, stderr=log)
+            for c in commands
+        ]
+    yield address
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_scheduler_and_its_workers_need_the_libraries_only(cluster, place, monkeypatch):
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setenv("SLOW_S", "0")
+    from slow import Slow
+
+    X, y = make_classification(90, random_state=0)
+    found, here = (
+        search(Slow(), {"var_smoothing": [1e-9, 1e-3]}, X, y, cv=2, refit=False, backend=backend)
+        for backend in (Backend("dask", scheduler=cluster), None)
+    )
+    assert found.table["mean_score"].tolist() == here.table["mean_score"].tolist()
 
 
 def test_the_native_core_is_built_where_the_one_that_was_sent_does_not_fit(tmp_path, monkeypatch):

@@ -62,7 +62,18 @@ def test_data_folder_holds_no_python():
 def test_optional_libraries_are_not_imported_with_the_package():
     import subprocess
 
-    optional = {"torch", "dask", "optuna", "skops", "fastapi", "sqlalchemy", "paho", "onnxruntime"}
+    optional = {
+        "torch",
+        "dask",
+        "distributed",
+        "asyncssh",
+        "optuna",
+        "skops",
+        "fastapi",
+        "sqlalchemy",
+        "paho",
+        "onnxruntime",
+    }
     code = (
         "import sys, pkgutil, importlib, anomaly\n"
         "for m in pkgutil.walk_packages(anomaly.__path__, 'anomaly.'):\n"

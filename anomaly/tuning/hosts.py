@@ -198,7 +198,7 @@ def _whole(name: str, value: str, most: int) -> int:
 def start_hosts(
     path: str | os.PathLike[str],
     say: Callable[[str], None] | None = None,
-    dashboard_address: str | None = "127.0.0.1:8787",
+    dashboard_address: str | None = "127.0.0.1:0",
 ) -> Iterator[str]:
     """Start a Dask cluster on the hosts of a file, and stop it at the end of the block.
 
@@ -213,7 +213,7 @@ def start_hosts(
     say : callable, optional
         Called with one line of text per host that is ready.
     dashboard_address : str or None
-        Where the dashboard listens.
+        Where the dashboard listens; port 0 is any free one.
 
     Yields
     ------

@@ -46,7 +46,9 @@ class SearchStatus:
     total : int or None
         Lines in the end; None where the search decides on the way.
     best_score, best_params : float, str or None
-        Of the candidates with all folds.
+        Of the candidates that were tried on most folds so far.
+    best_folds : int
+        Number of these folds.
     trouble : str
         Why the fits to come are not known.
     """
@@ -56,6 +58,7 @@ class SearchStatus:
     total: int | None = None
     best_score: float | None = None
     best_params: str | None = None
+    best_folds: int = 0
     trouble: str = ""
 
 
@@ -201,9 +204,10 @@ def _summarise_search(expected: Expected, fits: Mapping[str, Any], score: Any) -
             folds[candidate.number].append(
                 math.nan if counts is None else score(ratio_scores(tuple(counts)))
             )
+    status.best_folds = max(map(len, folds.values()), default=0)
     for candidate in expected.candidates:
         scores = folds.get(candidate.number, [])
-        if len(scores) < expected.folds:
+        if len(scores) < max(status.best_folds, 1):
             continue
         mean = sum(scores) / len(scores)
         if mean > (-math.inf if status.best_score is None else status.best_score):
@@ -260,6 +264,8 @@ def show(status: RunStatus) -> None:
     for search in status.searches:
         total = "?" if search.total is None else f"{search.total:,}"
         best = "-" if search.best_score is None else f"{search.best_score:.4f}"
+        if search.done < (search.total or 0) and search.best_folds:
+            best += f" ({search.best_folds} fold{'s' * (search.best_folds > 1)})"
         table.add_row(
             search.classifier,
             f"{search.done:,}",

@@ -4,35 +4,7 @@
 
 #include <string.h>
 
-static void htm_free_state(void *state) { htm_free(state); }
-static int htm_n_fields(const void *state) { return htm_get_options(state)->n_fields; }
-static int htm_is_ready(const void *state) { return htm_ready(state); }
-static const stream_counts *htm_get_counts(const void *state) { return htm_counts(state); }
-static size_t htm_get_memory(const void *state) { return htm_memory(state); }
-static size_t htm_get_size(const void *state) { return htm_size(state); }
-static void htm_save_to(const void *state, unsigned char *bytes) { htm_save(state, bytes); }
-static void *htm_load_from(const unsigned char *bytes, size_t n) { return htm_load(bytes, n); }
-
-static int htm_run(void *state, const double *values, const double *seconds, int64_t n,
-                   enum stream_mode mode, double *scores, double *raw, double *strengths,
-                   double *expected)
-{
-    return htm_process(state, values, seconds, n, mode, scores, raw, strengths, expected);
-}
-
-static const stream_kernel htm_kernel = {
-    .name = "htm",
-    .free = htm_free_state,
-    .n_fields = htm_n_fields,
-    .ready = htm_is_ready,
-    .counts = htm_get_counts,
-    .memory = htm_get_memory,
-    .size = htm_get_size,
-    .save = htm_save_to,
-    .load = htm_load_from,
-    .process = htm_run,
-    .holds_gil = 0,
-};
+STREAM_KERNEL(htm, htm_get_options, 0);
 
 /* Item of a dict as a long or double; 0 with an error set where it is missing. */
 static long long whole(PyObject *options, const char *name)

@@ -4,35 +4,7 @@
 
 #include <string.h>
 
-static void tiles_free_state(void *state) { tiles_free(state); }
-static int tiles_n_fields(const void *state) { return tiles_options(state)->n_fields; }
-static int tiles_is_ready(const void *state) { return tiles_ready(state); }
-static const stream_counts *tiles_get_counts(const void *state) { return tiles_counts(state); }
-static size_t tiles_get_memory(const void *state) { return tiles_memory(state); }
-static size_t tiles_get_size(const void *state) { return tiles_size(state); }
-static void tiles_save_to(const void *state, unsigned char *bytes) { tiles_save(state, bytes); }
-static void *tiles_load_from(const unsigned char *bytes, size_t n) { return tiles_load(bytes, n); }
-
-static int tiles_run(void *state, const double *values, const double *seconds, int64_t n,
-                     enum stream_mode mode, double *scores, double *raw, double *strengths,
-                     double *expected)
-{
-    return tiles_process(state, values, seconds, n, mode, scores, raw, strengths, expected);
-}
-
-static const stream_kernel tiles_kernel = {
-    .name = "tiles",
-    .free = tiles_free_state,
-    .n_fields = tiles_n_fields,
-    .ready = tiles_is_ready,
-    .counts = tiles_get_counts,
-    .memory = tiles_get_memory,
-    .size = tiles_get_size,
-    .save = tiles_save_to,
-    .load = tiles_load_from,
-    .process = tiles_run,
-    .holds_gil = 1,
-};
+STREAM_KERNEL(tiles, tiles_options, 1);
 
 static PyObject *new_tiles(PyObject *module, PyObject *args, PyObject *kwargs)
 {

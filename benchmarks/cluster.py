@@ -246,7 +246,9 @@ _LINE = (
 _FIT_S = 0.0025
 
 
-def answer_at_once(payload: bytes, spec: Any, unit: bytes) -> Any:
+def answer_at_once(
+    payload: bytes, mark: str, spec: Any, store: Any, unit: bytes, limit_s: float | None
+) -> Any:
     """Stands in for `anomaly.tuning.remote.run_unit_here` on the workers."""
     from anomaly.tuning.fitter import Answer
 

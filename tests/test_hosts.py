@@ -19,7 +19,7 @@ import pytest
 from sklearn.datasets import make_classification
 
 from anomaly.errors import DataError, ParameterError
-from anomaly.tuning import Backend, RunFolder, arrival, shipping
+from anomaly.tuning import Backend, RunFolder, arrival, remote, shipping
 from anomaly.tuning import tune as search
 from anomaly.tuning.hosts import read_hosts, start_hosts
 from anomaly.tuning.log import LogReader
@@ -373,6 +373,13 @@ def test_code_of_the_user_is_sent_with_what_it_imports(place, monkeypatch):
     monkeypatch.setattr(shipping, "_LARGEST", 1000)
     with pytest.raises(ParameterError, match="keep data out of the folders of packages"):
         shipping.pack(trees)
+
+
+def test_other_rows_than_those_of_the_run_are_refused_on_the_worker():
+    spec = remote.Spec("session", "0" * 16)
+    answer = remote.run_unit_here(b"rows", remote.own_mark(), spec, None, b"", None)
+    assert answer.end == "failed"
+    assert "are not those of the run" in answer.why
 
 
 # The file of hosts --------------------------------------------------------------------------

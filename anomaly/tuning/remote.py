@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import anomaly
+from anomaly.errors import DataError
 from anomaly.tuning.fitter import Answer, FitProcess
 from anomaly.tuning.log import LogReader, RunFolder
 
@@ -99,7 +100,10 @@ def run_unit_here(
     if path is not None and not path.exists():
         path.mkdir(parents=True, exist_ok=True)
         _forget_old(path.parent)
-    process = _take(payload, spec)
+    try:
+        process = _take(payload, spec)
+    except DataError as error:
+        return Answer(end="failed", why=str(error))
     try:
         return process.run(unit, path, limit_s)
     finally:
@@ -117,6 +121,8 @@ def _take(payload: bytes, spec: Spec) -> FitProcess:
                 break
             process.close()
         else:
+            if hashlib.sha256(payload).hexdigest()[:16] != spec.data:
+                raise DataError("the rows that came to this worker are not those of the run")
             process = FitProcess(payload, spec.skew)
         _busy[process] = spec
     return process

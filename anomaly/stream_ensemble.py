@@ -13,11 +13,18 @@ from anomaly.htm import HTMDetector
 from anomaly.streaming import ManyStreams, StreamDetector
 from anomaly.tiles import TileDetector
 
-__all__ = ["StreamEnsemble"]
+__all__ = ["DEFAULT_WEIGHTS", "StreamEnsemble"]
+
+DEFAULT_WEIGHTS = (1.0, 0.75)  # of tiles and HTM
 
 
 class StreamEnsemble(_BaseComposition, StreamDetector):
     """Let several stream detectors judge each record together.
+
+    It is there for detectors that see different things: other learning periods or
+    tile sizes, fields of their own. The default members do what a `TileDetector`
+    does, with alarms of an `HTMDetector` only where those are strong; on the
+    benchmark in docs/streams.md that adds nothing to the tiles alone.
 
     Parameters
     ----------
@@ -25,10 +32,14 @@ class StreamEnsemble(_BaseComposition, StreamDetector):
         The members and their names; None means a `TileDetector` and an
         `HTMDetector` with one cell per column. They are used as patterns and
         stay as they are. What is predicted is the prediction of the first.
-    combine : {"mean", "maximum"}, default="mean"
-        Weighted mean of the likelihoods, or the largest of them.
+    combine : {"mean", "maximum"}, default="maximum"
+        The largest of the weighted likelihoods, or their mean. The mean alarms only
+        where most members do in the same record, which detectors of different kinds
+        rarely do.
     weights : list of float or None, default=None
-        Weight of each member in the mean; None means equal weights.
+        Weight of each member; None means equal ones, and 1 and 0.75 for the default
+        members. In the maximum a likelihood is multiplied by the member's weight
+        relative to the largest: with 0.75 only one of 2/3 and more is an alarm.
     threshold : float, default=0.5
         Likelihood from which a record is an anomaly.
     learning : bool, default=True
@@ -58,7 +69,7 @@ class StreamEnsemble(_BaseComposition, StreamDetector):
         self,
         estimators: Any = None,
         *,
-        combine: str = "mean",
+        combine: str = "maximum",
         weights: Any = None,
         threshold: float = 0.5,
         learning: bool = True,
@@ -95,12 +106,15 @@ class StreamEnsemble(_BaseComposition, StreamDetector):
 
     def _member_weights(self, n_members: int) -> list[float]:
         weights = [1.0] * n_members if self.weights is None else [float(w) for w in self.weights]
+        if self.estimators is None and self.weights is None:
+            weights = list(DEFAULT_WEIGHTS)
         if len(weights) != n_members or min(weights) < 0 or sum(weights) <= 0:
             raise ParameterError(
                 f"weights must be {n_members} numbers of 0 or more, not all 0, "
                 f"got {self.weights!r}"
             )
-        return [weight / sum(weights) for weight in weights]
+        whole = max(weights) if self.combine == "maximum" else sum(weights)
+        return [weight / whole for weight in weights]
 
     def _new_stream(self, n_fields: int) -> Any:
         members = self._members()
@@ -122,10 +136,14 @@ class _JudgedTogether(ManyStreams):
         ):
             due = ignored if i else expected
             part.process(values, seconds, mode, likelihood, novelty, strength, due)
-        for i, to in enumerate((scores, raw, strengths)):
+        for i, to in enumerate((scores, raw)):
             to[...] = self._combined(np.stack([answer[i] for answer in answers]))
+        # strength s is likelihood s / (1 + s)
+        likely = self._combined(np.stack([a[2] / (1.0 + a[2]) for a in answers]))
+        strengths[...] = likely / (1.0 - likely)
 
     def _combined(self, answers: Any) -> Any:
+        weights = np.array(self.settings["weights"])
         if self.settings["combine"] == "maximum":
-            return answers.max(axis=0)
-        return np.tensordot(self.settings["weights"], answers, axes=1)
+            return (answers.T * weights).T.max(axis=0)
+        return np.tensordot(weights, answers, axes=1)

@@ -34,7 +34,7 @@ from anomaly.errors import AnomalyError, DataError
 from anomaly.evaluation import range_precision_recall, vus_pr
 from anomaly.files import write_aside
 from anomaly.htm import HTMDetector
-from anomaly.stream_ensemble import StreamEnsemble
+from anomaly.stream_ensemble import DEFAULT_WEIGHTS, StreamEnsemble
 from anomaly.tiles import TileDetector
 
 # Weights of a false alarm and of a missed window; a hit weighs 1.
@@ -193,7 +193,8 @@ def make_detector(name: str, learning_period: int, seed: int) -> Any:
         return HTMDetector(learning_period, cells_per_column=1, random_state=seed)
     if name == "ensemble":
         return StreamEnsemble(
-            [(part, make_detector(part, learning_period, seed)) for part in ("tile", "htm")]
+            [(part, make_detector(part, learning_period, seed)) for part in ("tile", "htm")],
+            weights=DEFAULT_WEIGHTS,
         )
     raise DataError(f"unknown detector {name!r}")
 

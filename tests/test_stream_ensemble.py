@@ -36,11 +36,23 @@ def test_ensemble_equals_its_members_combined(combine, how):
     assert together.likelihood == pytest.approx(how(alone, axis=0))
 
 
-def test_weights_weigh_the_mean():
+def test_weights_weigh_the_mean_and_the_maximum():
     x = a_stream()
     first, second = (clone(m).process_many(x).likelihood for _, m in members())
-    together = StreamEnsemble(members(), weights=[3, 1]).process_many(x).likelihood
-    assert together == pytest.approx(0.75 * first + 0.25 * second)
+    mean = StreamEnsemble(members(), combine="mean", weights=[3, 1]).process_many(x).likelihood
+    assert mean == pytest.approx(0.75 * first + 0.25 * second)
+    largest = StreamEnsemble(members(), weights=[4, 2]).process_many(x).likelihood
+    assert largest == pytest.approx(np.maximum(first, 0.5 * second))
+
+
+def test_default_members_alarm_where_the_tiles_do_and_where_htm_is_sure():
+    x = a_stream(1500) + 0.1 * np.random.default_rng(0).normal(size=1500)
+    together = StreamEnsemble().process_many(x)
+    tiles = TileDetector().process_many(x).likelihood
+    htm = HTMDetector(cells_per_column=1).process_many(x).likelihood
+    assert together.likelihood == pytest.approx(np.maximum(tiles, 0.75 * htm))
+    assert (together.strengths[:, 0] >= 1.0).any()
+    assert together.is_anomaly[tiles >= 0.5].all()
 
 
 def test_members_are_patterns_and_their_parameters_reachable():

@@ -24,12 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -57,10 +57,10 @@ DEPTH = 2
 class Costs:
     """Seconds of one processor; see ``--measure``."""
 
-    client_task: float = 1.2e-3
-    client_fit: float = 50e-6
-    scheduler_task: float = 2.0e-3
-    scheduler_fit: float = 20e-6
+    client_task: float = 1.4e-3
+    client_fit: float = 55e-6
+    scheduler_task: float = 3.0e-3
+    scheduler_fit: float = 40e-6
     worker_task: float = 5e-3
     heartbeat: float = 0.5e-3
     network: float = 1e-3  # one way; assumed
@@ -206,7 +206,7 @@ def smallest_batch(
     n_workers: int, fits: Sequence[float], costs: Costs, least: float
 ) -> int | None:
     """Smallest batch, of 1, 2, 5, 10 and so on, of at least that efficiency."""
-    for batch in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000):
+    for batch in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000):
         if simulate(n_workers, batch, fits, costs).efficiency >= least:
             return batch
     return None
@@ -215,9 +215,17 @@ def smallest_batch(
 # Fits ------------------------------------------------------------------------------------
 
 
-def fits_of_log(path: Path) -> dict[str, list[float]]:
-    """Seconds of each unit of a run, by classifier; a staged fit is one unit."""
+class Fits(NamedTuple):
+    """Seconds of units of work, and lines of the log that each has."""
+
+    seconds: list[float]
+    lines: float = 1.0
+
+
+def fits_of_log(path: Path) -> dict[str, Fits]:
+    """The units of a run, by classifier; a staged fit is one unit."""
     units: dict[tuple[str, ...], float] = {}
+    lines: Counter[str] = Counter()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         record = parse_line(line)
         scores = record.scores
@@ -226,10 +234,14 @@ def fits_of_log(path: Path) -> dict[str, list[float]]:
         where = scores["estimator"], to_literal(rest), str(scores["fold"]), alone
         took = scores["fit_seconds"] + scores["predict_seconds"]
         units[where] = units.get(where, 0.0) + took
+        lines[scores["estimator"]] += 1
     found: dict[str, list[float]] = {}
     for (estimator, *_), seconds in units.items():
-        found.setdefault(estimator.rpartition(".")[2], []).append(seconds)
-    return found
+        found.setdefault(estimator, []).append(seconds)
+    return {
+        name.rpartition(".")[2]: Fits(seconds, lines[name] / len(seconds))
+        for name, seconds in found.items()
+    }
 
 
 # Measuring -----------------------------------------------------------------------------
@@ -358,17 +370,20 @@ def one_search(place: Any, scheduler: int, batch: int, n_tasks: int) -> tuple[fl
 # The answer ---------------------------------------------------------------------------------
 
 
-def show(fits: dict[str, list[float]], costs: Costs) -> None:
+def show(fits: dict[str, Fits], costs: Costs) -> None:
     """Print the efficiency of our rule, and the smallest batch of 90 %."""
     table = Table(
         "fits", "mean, ms", "workers", "smallest batch of 90 %", "our batch", "efficiency"
     )
-    for name, seconds in fits.items():
+    for name, (seconds, lines) in fits.items():
         mean = float(np.mean(seconds))
+        per_unit = replace(
+            costs, client_fit=lines * costs.client_fit, scheduler_fit=lines * costs.scheduler_fit
+        )
         for n_workers in WORKERS:
-            ours = batch_of_rule(n_workers, mean)
-            found = simulate(n_workers, ours, seconds, costs)
-            least = smallest_batch(n_workers, seconds, costs, 0.9)
+            ours = batch_of_rule(n_workers, mean) if lines == 1 else 1  # staged fits go alone
+            found = simulate(n_workers, ours, seconds, per_unit)
+            least = smallest_batch(n_workers, seconds, per_unit, 0.9)
             limit = "client" if found.client > found.scheduler else "scheduler"
             table.add_row(
                 name,
@@ -428,7 +443,7 @@ def main() -> int:
     elif options.picture:
         draw_picture(options.picture, costs)
     else:
-        fits = {"2.5 ms": [0.0025], "20 ms": [0.02], "100 ms": [0.1]}
+        fits = {f"of {ms} ms": Fits([ms / 1e3]) for ms in (2.5, 20, 100)}
         show(fits_of_log(options.log) if options.log else fits, costs)
     return 0
 

@@ -65,7 +65,7 @@ def test_a_staged_fit_is_one_unit_of_work(tmp_path):
     single = [line.format(i, "", i, i) for i in (3, 4)]
     path = tmp_path / "run.out"
     path.write_text("".join(staged + single))
-    assert fits_of_log(path) == {"B": [4.0, 3.5, 4.5]}
+    assert fits_of_log(path) == {"B": ([4.0, 3.5, 4.5], pytest.approx(4 / 3))}
 
 
 def test_bare_loop_and_search_make_the_same_fits():

@@ -31,10 +31,10 @@ from anomaly.tuning.units import Fit, Record, Unit, can_join, failed_records, jo
 # Deaths of its worker after which a unit is given up.
 DEATHS = 2
 # Work handed to a process at a time, so that handing out stays below a percent or so, and
-# as much more for every taker that the one who hands out is idle half of the time
+# as much more for every taker that the one who hands out keeps up with all of them
 # (benchmarks/cluster.py).
 _BATCH_SECONDS = 0.25
-_BATCH_SECONDS_PER_TAKER = 0.005
+_BATCH_SECONDS_PER_TAKER = 0.008
 _BATCH_MOST = 200
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 

@@ -284,6 +284,7 @@ async def serve_workers(n_workers: int, scheduler: str) -> None:
                 nthreads=1,
                 memory_limit=0,
                 dashboard=False,
+                host="127.0.0.1",
                 name=f"worker-{len(workers) + i}",
                 local_directory=tempfile.gettempdir(),
             )
@@ -300,7 +301,7 @@ def cluster(n_workers: int) -> Iterator[tuple[str, int]]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         file = Path(folder) / "scheduler.json"
         command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
-        command += ["--port", "0", "--scheduler-file", str(file)]
+        command += ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
         scheduler = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
         stack.callback(scheduler.kill)
         while not file.exists():
@@ -410,7 +411,7 @@ def draw_picture(path: Path, costs: Costs) -> None:
     ):
         for batch in batches:
             lines = [simulate(int(n), batch, [ms / 1e3], costs).efficiency for n in workers]
-            panel.plot(workers, lines, label=f"{batch} fits a task")
+            panel.plot(workers, lines, label=f"{batch} a task")
         ours = [batch_of_rule(int(n), ms / 1e3) for n in workers]
         lines = [
             simulate(int(n), b, [ms / 1e3], costs).efficiency
@@ -419,7 +420,7 @@ def draw_picture(path: Path, costs: Costs) -> None:
         panel.plot(workers, lines, "k--", label="our rule")
         panel.axhline(0.9, color="grey", linewidth=0.5)
         panel.set(xscale="log", xlabel="workers", title=f"fits of {ms} ms", ylim=(0, 1.02))
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, title="fits", title_fontsize=7)
     panels[0].set_ylabel("share of time in fits")
     figure.savefig(path, dpi=90)
 

@@ -289,29 +289,37 @@ def compare(work: Work, names: list[str], rounds: int) -> None:
 
 
 def scale(work: Work, rounds: int) -> None:
-    """Print how much faster two workers are than one."""
-    table = Table("back end", "one worker, s", "two, s", "speed-up")
+    """Print how much faster two workers are than one.
+
+    On a machine with other work, wall time says little; then the CPU time bounds
+    what two idle processors would give.
+    """
+    table = Table("back end", "one worker, s", "two, s", "speed-up", "CPU, one", "CPU, two")
     for name in ("bare loops", "loky", "dask"):
-        spent = np.array([[wall_of(name, work, n) for n in (1, 2)] for _ in range(rounds)])
+        spent = np.array([[spent_of(name, work, n) for n in (1, 2)] for _ in range(rounds)])
+        (wall, cpu), (wall_2, cpu_2) = np.median(spent, axis=0)
         row = (
             name,
-            *(f"{s:.2f}" for s in np.median(spent, axis=0)),
-            spread(spent[:, 0] / spent[:, 1]),
+            f"{wall:.2f}",
+            f"{wall_2:.2f}",
+            spread(spent[:, 0, 0] / spent[:, 1, 0]),
+            f"{cpu:.2f}",
+            f"{cpu_2:.2f}",
         )
         table.add_row(*row)
         print(*row, sep="  ", flush=True)
     Console(width=120).print(f"{len(work.fits)} fits", table)
 
 
-def wall_of(name: str, work: Work, workers: int) -> float:
-    """Wall seconds of the fits, once the workers are up."""
+def spent_of(name: str, work: Work, workers: int) -> np.ndarray:
+    """Wall and CPU seconds of the fits, once the workers are up."""
     if name == "bare loops":
         loops = BareLoops(work, workers)
-        wall = timed(loops)[0]
+        spent = timed(loops)
         loops.close()
-        return float(wall)
+        return spent
     with ours(work, workers, name) as ready, ready() as run:
-        return float(timed(run)[0])
+        return timed(run)
 
 
 def spread(values: Any) -> str:

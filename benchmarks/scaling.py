@@ -46,7 +46,7 @@ from anomaly.tuning.scores import count, ratio_scores
 from anomaly.tuning.workers import ONE_THREAD, one_thread
 
 CHUNK = 100
-SMALL_ROWS, LARGE_ROWS = 1200, 16_000
+SMALL_ROWS, LARGE_ROWS = 1200, 26_000
 
 
 class Work(NamedTuple):

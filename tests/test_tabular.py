@@ -12,12 +12,16 @@ import pytest
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def tabular():
-    spec = importlib.util.spec_from_file_location("tabular", ROOT / "benchmarks/tabular.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tabular():
+    return script("tabular")
 
 
 @pytest.fixture
@@ -110,3 +114,26 @@ def test_paired_interval_is_of_the_differences(tabular):
 def test_an_empty_folder_is_refused(tabular, tmp_path, capsys):
     assert tabular.main(["--data", str(tmp_path)]) == 2
     assert "error: no .npz or .csv tables" in capsys.readouterr().err
+
+
+def test_made_anomalies_of_a_kind_deviate_as_the_kind_says():
+    made = script("made_tables")
+    rng = np.random.default_rng(0)
+    rows = rng.multivariate_normal([0.5, 0.5], [[0.01, 0.009], [0.009, 0.01]], 400)
+    mixture = made.GaussianMixture(1, random_state=0).fit(rows)
+    normal, _ = mixture.sample(1000)
+    odd = {kind: made.anomalies(kind, mixture, normal, 300) for kind in made.KINDS}
+    assert all(rows.shape == (300, 2) for rows in odd.values())
+    assert odd["local"].std(axis=0) == pytest.approx(np.sqrt(5) * normal.std(axis=0), rel=0.2)
+    assert odd["cluster"].mean(axis=0) == pytest.approx([2.5, 2.5], abs=0.1)
+    assert abs(np.corrcoef(odd["dependency"].T)[0, 1]) < 0.2 < np.corrcoef(normal.T)[0, 1]
+    middle = (normal.min(axis=0) + normal.max(axis=0)) / 2
+    assert (np.abs(odd["global"] - middle) <= 0.55 * np.ptp(normal, axis=0)).all()
+
+
+def test_made_tables_of_classes_have_one_anomaly_in_twenty():
+    tables = list(script("made_tables").class_tables())
+    assert len(tables) == 16
+    for _, X, y in tables:
+        assert len(X) == len(y)
+        assert 0.04 < y.mean() < 0.06

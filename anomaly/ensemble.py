@@ -61,8 +61,8 @@ class EnsembleDetector(BaseDetector):
     ----------
     mode : {"full", "light"}, default="full"
         ``"light"`` keeps ``forest`` and ``robust_covariance``, which store no
-        training rows: small files, fast scores, a little less detection. Wide
-        tables use ``covariance`` alone then.
+        training rows: small files and fast scores. Wide tables use
+        ``covariance`` alone then.
     contamination : float, default=0.05
         Share of the training rows that `predict` calls anomalous. It moves the
         threshold only, never the ranking; `anomaly.threshold` sets thresholds

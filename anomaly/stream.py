@@ -1,7 +1,7 @@
 """Score a stream from the command line.
 
     python -m anomaly.stream run data.csv --time timestamp --value value --out scores.csv
-    tail -f sensor.csv | python -m anomaly.stream run - --value temperature
+    tail -n +1 -f sensor.csv | python -m anomaly.stream run - --value temperature
     python -m anomaly.stream run data.csv --value value --follow --state sensor.state \\
         --out scores.csv --plot live.png
 
@@ -207,7 +207,7 @@ def lines_of(source: str, follow: bool, idle_s: float | None) -> Iterator[str]:
                 time.sleep(0.05)
             else:
                 break
-        if rest and not follow:
+        if rest and (not follow or source == "-"):  # no more will come
             yield rest
 
 
@@ -227,8 +227,15 @@ def find_header(lines: Iterator[str], options: argparse.Namespace) -> Header:
 def _next_cells(lines: Iterator[str], separator: str) -> list[str] | None:
     for line in lines:
         if line.strip():
-            return [cell.strip() for cell in next(csv.reader([line], delimiter=separator))]
+            return [cell.strip() for cell in _cells_of(line, separator, "the header line")]
     return None
+
+
+def _cells_of(line: str, separator: str, place: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=separator))
+    except csv.Error as error:
+        raise DataError(f"{place} is no line of a CSV: {error}") from None
 
 
 def records_of(
@@ -243,7 +250,7 @@ def records_of(
         number += 1
         if not line.strip():
             continue
-        cells = next(csv.reader([line], delimiter=options.separator))
+        cells = _cells_of(line, options.separator, f"{options.data} line {number}")
         if number <= 3 and _is_format_line(cells):
             continue
         yield _record(cells, header, number, options.data)
@@ -436,6 +443,8 @@ def score_all(
             if unsaved:
                 current.save(output)
                 unsaved = 0
+            if plot is not None:
+                plot.refresh()
             continue
         stamp, seconds, values = record
         x: Any = values[0] if len(values) == 1 else list(values)
@@ -457,6 +466,14 @@ def _cells(stamp: str, answer: StreamRecord) -> list[Any]:
     values, due = np.atleast_1d(answer.value), np.atleast_1d(answer.predicted)
     numbers = [*values.tolist(), *due.tolist(), answer.raw_score, answer.likelihood]
     return [stamp, *("" if math.isnan(n) else repr(n) for n in numbers), int(answer.is_anomaly)]
+
+
+def separator(text: str) -> str:
+    """The one character between columns; ``\\t`` is a tab."""
+    text = {"\\t": "\t", "tab": "\t"}.get(text, text)
+    if len(text) != 1 or text in '\r\n"':
+        raise argparse.ArgumentTypeError(f"must be one character such as ; or \\t, got {text!r}")
+    return text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -481,7 +498,9 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         help="values; repeat for several fields (default: value)",
     )
-    command.add_argument("--separator", default=",", help="between columns (default: a comma)")
+    command.add_argument(
+        "--separator", type=separator, default=",", help="between columns (default: a comma)"
+    )
     command.add_argument("--detector", choices=sorted(DETECTORS), help="default: tile")
     command.add_argument("--params", metavar="FILE", help="what python -m anomaly.swarm found")
     command.add_argument("--learning-period", type=int, metavar="N", help="records not scored")

@@ -181,7 +181,14 @@ class LivePlot:
         row |= {"raw_score": record.raw_score, "likelihood": record.likelihood}
         self._rows.append(row | {"is_anomaly": record.is_anomaly})
         self._stale = True
-        if time.monotonic() - self._drawn_at >= self.every_s:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Draw what was added since the last picture, if it is time to.
+
+        Call it while a stream pauses: the last records are then not left out.
+        """
+        if self._stale and time.monotonic() - self._drawn_at >= self.every_s:
             self.draw()
 
     def draw(self) -> None:

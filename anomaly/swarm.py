@@ -27,7 +27,7 @@ from sklearn.model_selection import TimeSeriesSplit
 from anomaly.errors import AnomalyError, DataError, ParameterError
 from anomaly.files import write_aside
 from anomaly.htm import HTMDetector
-from anomaly.stream import find_header, lines_of, make_detector, records_of
+from anomaly.stream import find_header, lines_of, make_detector, records_of, separator
 from anomaly.tuning import tune
 
 __all__ = ["GRIDS", "ForecastSkill", "main", "swarm"]
@@ -274,7 +274,9 @@ def parser() -> argparse.ArgumentParser:
         "--field", metavar="COLUMN", action="append", help="values; repeat for several fields"
     )
     command.add_argument("--label", metavar="COLUMN", help="0 or 1 for each record")
-    command.add_argument("--separator", default=",", help="between columns (default: a comma)")
+    command.add_argument(
+        "--separator", type=separator, default=",", help="between columns (default: a comma)"
+    )
     command.add_argument("--detector", choices=["htm", "tile"], default="htm")
     command.add_argument("--size", choices=list(_MEMORY), default="small")
     command.add_argument("--folds", type=int, default=3, metavar="K")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -130,6 +131,37 @@ def test_line_without_its_end_waits_when_following(tmp_path):
     assert out.read_text().count("\n") == 4
 
 
+def test_last_line_of_stdin_needs_no_end(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("value\n1\n2"))
+    assert stream.main(["run", "-", "--follow"]) == 0
+    assert capsys.readouterr().out.count("\n") == 3
+
+
+def test_tab_can_be_written_with_a_backslash(tmp_path, capsys):
+    data = tmp_path / "data.csv"
+    data.write_text("t\tvalue\n1\t5\n")
+    assert stream.main(["run", str(data), "--separator", r"\t"]) == 0
+    assert ",5.0,5.0," in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        stream.main(["run", str(data), "--separator", ";;"])
+    assert "must be one character such as ; or" in capsys.readouterr().err
+
+
+def test_picture_is_drawn_while_the_stream_pauses(tmp_path, monkeypatch):
+    write_series(tmp_path / "data.csv", n=60)
+    drawn = []
+    monkeypatch.setattr(LivePlot, "draw", lambda plot: drawn.append(len(plot._rows)))
+    live_plot = stream.LivePlot
+    monkeypatch.setattr(
+        stream, "LivePlot", lambda *a, **options: live_plot(*a, **{**options, "every_s": 0.2})
+    )
+    options = ["--follow", "--idle", "1", "--plot", str(tmp_path / "live.png")]
+    arguments = ["run", str(tmp_path / "data.csv"), "--out", str(tmp_path / "out.csv"), *options]
+    assert stream.main(arguments) == 0
+    assert len(drawn) > 1  # one is that of the end
+    assert drawn[0] == 60
+
+
 def test_three_header_lines_of_the_original_are_understood(tmp_path):
     data = tmp_path / "data.csv"
     data.write_text(
@@ -166,6 +198,8 @@ def test_parameter_file_chooses_and_sets_the_detector(tmp_path):
         ("", [], "is empty: a header line is needed"),
         ("t,value\nnoon,1\n", ["--time", "t"], "line 2: timestamp must be a date and time"),
         ("t,value\n1\n", [], "line 2 has only 1 columns"),
+        ("value\r1\r2\r", [], "the header line is no line of a CSV: new-line character"),
+        ("value\n" + "1" * 200_000, [], "line 2 is no line of a CSV: field larger than"),
         ("value\n1\n", ["--learning-period", "0"], "'learning_period' parameter of TileDetector"),
     ],
 )
@@ -245,7 +279,7 @@ def test_live_plot_in_a_window(monkeypatch):
 def test_help_teaches_with_an_example(capsys):
     with pytest.raises(SystemExit):
         stream.main(["run", "--help"])
-    assert "tail -f sensor.csv | python -m anomaly.stream run -" in capsys.readouterr().out
+    assert "tail -n +1 -f sensor.csv | python -m anomaly.stream run -" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_leaves_the_old_scores_whole(tmp_path):

@@ -40,6 +40,7 @@ from anomaly.errors import (
 from anomaly.files import write_aside
 from anomaly.forest import RefusedValueError, compile_forest
 from anomaly.injection import OversampleClassifier
+from anomaly.streaming import StreamDetector
 
 __all__ = ["Contents", "ExportedClassifier", "export_classifier", "key_from", "unpack", "verify"]
 
@@ -444,6 +445,7 @@ def export_classifier(
     >>> fun(290.0), fun(4480.0)
     (True, False)
     """
+    _refuse_stream(pipeline)
     classifier = ExportedClassifier(pipeline, threshold=threshold, missing=missing)
     payload = _dump(classifier, format, trusted)
     header = _header(classifier, probes, format)
@@ -464,6 +466,15 @@ def _dump(classifier: ExportedClassifier, format: str, trusted: Collection[str])
         _unskops(payload, trusted)  # what cannot be read back is not written
         return payload
     raise ParameterError(f"format: must be pickle or skops, got {format!r}")
+
+
+def _refuse_stream(pipeline: Any) -> None:
+    last = pipeline.steps[-1][1] if isinstance(pipeline, Pipeline) else pipeline
+    if isinstance(last, StreamDetector):
+        raise ParameterError(
+            f"{type(last).__name__} judges a record by those before it and cannot answer for "
+            "single records: run it with python -m anomaly.stream, or pickle it"
+        )
 
 
 def _header(classifier: ExportedClassifier, probes: pd.DataFrame, format: str) -> dict[str, Any]:

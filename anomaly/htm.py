@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from operator import index
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from anomaly import _core
 from anomaly.base import Interval, StrOptions
-from anomaly.errors import ParameterError
+from anomaly.errors import DataError, ParameterError
 from anomaly.htm_core import HtmCoreStream
 from anomaly.streaming import (
     FROZEN,
@@ -21,6 +22,7 @@ from anomaly.streaming import (
     StreamDetector,
     StreamRecord,
     Timestamp,
+    number_of,
     seconds_of,
 )
 from anomaly.tiles import TileDetector
@@ -116,9 +118,9 @@ class HTMDetector(StreamDetector):
     window_size, likelihood_lag, likelihood_period, skip : optional
         As in `TileDetector`.
     mean_floor, variance_floor : float, default=0.06, 0.001
-        Least mean and variance of the raw score that are assumed. With these, two of
-        the last ten records must be wholly new for an alarm, however well the stream
-        was predicted before.
+        Least mean and variance of the raw score that are assumed. With these, more
+        than two of the last ten records must be wholly new for an alarm, however well the
+        stream was predicted before.
     deviation_scale : float, default=4.5
         Deviation of the raw score from its past that is an alarm.
     range_scale : float, default=0.05
@@ -199,13 +201,13 @@ class HTMDetector(StreamDetector):
         "window_size": [Interval(Integral, 1, 64, closed="both")],
         "likelihood_lag": [Interval(Integral, 0, 10**4, closed="both")],
         "likelihood_period": [Interval(Real, 1, None, closed="left")],
-        "skip": [Interval(Real, 0, None, closed="left")],
+        "skip": [Interval(Real, 0, 10**6, closed="both")],
         "mean_floor": [Interval(Real, 0, None, closed="left")],
         "variance_floor": [Interval(Real, 0, None, closed="neither")],
         "deviation_scale": [Interval(Real, 0, None, closed="neither")],
         "range_scale": [Interval(Real, 0, None, closed="neither")],
-        "range_period": [Interval(Integral, 1, None, closed="left"), None],
-        "rest_period": [Interval(Integral, 0, None, closed="left"), None],
+        "range_period": [Interval(Integral, 1, 10**12, closed="both"), None],
+        "rest_period": [Interval(Integral, 0, 10**12, closed="both"), None],
         "fatigue": [Interval(Real, 0, None, closed="left")],
         "fatigue_period": [Interval(Real, 0, None, closed="neither")],
         "backend": [StrOptions({"native", "htm.core"})],
@@ -349,10 +351,13 @@ class HTMDetector(StreamDetector):
         return found
 
     def _horizons(self) -> list[int]:
-        steps = sorted({int(s) for s in self.prediction_steps})
+        try:
+            steps = sorted({index(s) for s in self.prediction_steps})
+        except TypeError:
+            steps = [0]
         if len(steps) > 16 or (steps and not 1 <= steps[0] <= steps[-1] <= 1000):
             raise ParameterError(
-                f"prediction_steps must be at most 16 numbers from 1 to 1000, "
+                f"prediction_steps must be at most 16 whole numbers from 1 to 1000, "
                 f"got {self.prediction_steps!r}"
             )
         return steps
@@ -360,7 +365,10 @@ class HTMDetector(StreamDetector):
     def _range(self) -> tuple[int, float, float]:
         if isinstance(self.value_range, str):
             return (2 if self.value_range == "adaptive" else 1), 0.0, 1.0
-        low, high = (float(v) for v in self.value_range)
+        try:
+            low, high = (float(v) for v in self.value_range)
+        except (TypeError, ValueError):
+            low = high = np.nan
         if not (np.isfinite([low, high]).all() and low < high):
             raise ParameterError(
                 f"value_range must be two finite numbers, the smaller first, "
@@ -571,12 +579,12 @@ class MultiHTMDetector(HTMDetector):
         FieldsRecord
         """
         pairs = {
-            name: value if isinstance(value, tuple) else (timestamp, value)
+            name: _timed(name, value) if isinstance(value, tuple) else (timestamp, value)
             for name, value in record.items()
         }
         values = self._values_by_name({name: value for name, (_, value) in pairs.items()})
         names = [str(name) for name in self.feature_names_in_]
-        row = np.array([[np.nan if v is None else float(v) for v in values]])
+        row = np.array([[number_of(v) for v in values]])
         clocks = [seconds_of(pairs[n][0] if n in pairs else timestamp) for n in names]
         together, strengths, each = self._answers(row, np.array([clocks]))
         total = float(strengths.sum())
@@ -707,6 +715,12 @@ def _together(
     n = np.maximum(present.sum(axis=1), 1)
     together = ((strengths**8).sum(axis=1) / n) ** 0.125
     return together / (1.0 + together), strengths
+
+
+def _timed(name: str, pair: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(pair) != 2:
+        raise DataError(f"field {name!r} must be a value or (timestamp, value), got {pair!r}")
+    return pair
 
 
 def _steps(permanence: float) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.utils.metaestimators import _BaseComposition
+from sklearn.utils.validation import check_is_fitted
 
 from anomaly.base import StrOptions
 from anomaly.errors import ParameterError
@@ -90,6 +93,24 @@ class StreamEnsemble(_BaseComposition, StreamDetector):
         self._set_params("estimators", **params)
         return self
 
+    def predict_one(self, steps: int = 1) -> Any:
+        """What the first member expects so many records ahead.
+
+        Parameters
+        ----------
+        steps : int, default=1
+            For an `HTMDetector` one of its ``prediction_steps``.
+
+        Returns
+        -------
+        Forecast, float or tuple of float
+            As the first member's own ``predict_one``.
+        """
+        check_is_fitted(self)
+        first: Any = copy(self._members()[0][1])  # the member itself is only a pattern
+        first._stream, first.n_features_in_ = self._stream.parts[0], self.n_features_in_
+        return first.predict_one(steps)
+
     def _members(self) -> list[tuple[str, StreamDetector]]:
         if self.estimators is None:
             return [("tiles", TileDetector()), ("htm", HTMDetector(cells_per_column=1))]
@@ -105,10 +126,13 @@ class StreamEnsemble(_BaseComposition, StreamDetector):
         return members
 
     def _member_weights(self, n_members: int) -> list[float]:
-        weights = [1.0] * n_members if self.weights is None else [float(w) for w in self.weights]
+        try:
+            weights = [1.0] * n_members if self.weights is None else [*map(float, self.weights)]
+        except (TypeError, ValueError):
+            weights = []
         if self.estimators is None and self.weights is None:
             weights = list(DEFAULT_WEIGHTS)
-        if len(weights) != n_members or min(weights) < 0 or sum(weights) <= 0:
+        if len(weights) != n_members or not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
             raise ParameterError(
                 f"weights must be {n_members} numbers of 0 or more, not all 0, "
                 f"got {self.weights!r}"

@@ -164,7 +164,22 @@ def seconds_of(timestamp: Timestamp) -> float:
         return _seconds_of_text(timestamp)
     if isinstance(timestamp, np.datetime64):
         return float((timestamp - np.datetime64(0, "s")) / np.timedelta64(1, "s"))
-    return float(timestamp)
+    try:
+        return float(timestamp)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(
+            f"timestamp must be a number of seconds or a date and time, got {timestamp!r}"
+        ) from None
+
+
+def number_of(value: Any) -> float:
+    """A value as a float, NaN for None; a DataError shows what is no number."""
+    if value is None:
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"a value must be a number, got {value!r}") from None
 
 
 def _seconds_of_text(text: str) -> float:
@@ -427,17 +442,17 @@ class StreamDetector(BaseDetector):
 
     def _values_of(self, x: Any) -> float | tuple[float, ...]:
         """A float for one field, else a tuple in the order of the fields."""
-        if isinstance(x, Real):
-            return float(x)
-        if x is None:
-            return math.nan
+        if x is None or isinstance(x, Real):
+            return number_of(x)
+        if isinstance(x, np.ndarray):
+            x = np.atleast_1d(x)
         if isinstance(x, Mapping):
             x = self._values_by_name(x)
         elif not isinstance(x, Sequence | np.ndarray) or isinstance(x, str | bytes):
             raise DataError(
                 f"a record must be a number, a sequence of numbers or a mapping, got {x!r}"
             )
-        values = tuple(math.nan if v is None else float(v) for v in x)
+        values = tuple(number_of(v) for v in x)
         if not values:
             raise DataError("a record must have at least one value, got none")
         return values[0] if len(values) == 1 else values

@@ -5,8 +5,11 @@ from __future__ import annotations
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
+from sklearn.utils.validation import check_is_fitted
+
 from anomaly import _core
 from anomaly.base import Interval
+from anomaly.errors import ParameterError
 from anomaly.streaming import StreamDetector
 
 __all__ = ["TileDetector"]
@@ -107,14 +110,14 @@ class TileDetector(StreamDetector):
         "window_size": [Interval(Integral, 1, 64, closed="both")],
         "likelihood_lag": [Interval(Integral, 0, 10**4, closed="both")],
         "likelihood_period": [Interval(Real, 1, None, closed="left")],
-        "skip": [Interval(Real, 0, None, closed="left")],
+        "skip": [Interval(Real, 0, 10**6, closed="both")],
         "mean_floor": [Interval(Real, 0, None, closed="left")],
         "variance_floor": [Interval(Real, 0, None, closed="neither")],
         "power": [Interval(Integral, 1, 64, closed="both")],
         "deviation_scale": [Interval(Real, 0, None, closed="neither")],
         "range_scale": [Interval(Real, 0, None, closed="neither")],
-        "range_period": [Interval(Integral, 1, None, closed="left"), None],
-        "rest_period": [Interval(Integral, 0, None, closed="left"), None],
+        "range_period": [Interval(Integral, 1, 10**12, closed="both"), None],
+        "rest_period": [Interval(Integral, 0, 10**12, closed="both"), None],
         "fatigue": [Interval(Real, 0, None, closed="left")],
         "fatigue_period": [Interval(Real, 0, None, closed="neither")],
         "max_pairs": [Interval(Integral, 0, None, closed="left")],
@@ -171,10 +174,13 @@ class TileDetector(StreamDetector):
 
     def predict_one(self, steps: int = 1) -> Any:
         """The value expected so many records ahead: the last one, whatever ``steps`` is."""
+        check_is_fitted(self)
         record = self._one([float("nan")] * self.n_features_in_, None, 0)
         return record.predicted
 
     def _new_stream(self, n_fields: int) -> Any:
+        if n_fields > 4096:
+            raise ParameterError(f"at most 4096 fields fit one detector, got {n_fields}")
         rest = self.rest_period
         return _core.new_tiles(
             n_fields=n_fields,

@@ -36,6 +36,7 @@ from anomaly.encoding import RecordEncoder
 from anomaly.errors import ClassifierFileError, DataError, ParameterError
 from anomaly.exported import ExportedClassifier, export_classifier, unpack, verify
 from anomaly.injection import OversampleClassifier
+from anomaly.tiles import TileDetector
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"car": (4500, 1800), "human": (300, 500), "motorcycle": (2100, 800)}
@@ -679,3 +680,10 @@ def test_repr_names_classifier_and_fields(pipeline):
     assert repr(ExportedClassifier(pipeline)) == (
         "<AdaBoostClassifier of (class, length, width), true if malicious>"
     )
+
+
+def test_stream_detectors_are_refused(tmp_path):
+    pipeline = make_pipeline(RecordEncoder(), TileDetector(20)).fit(X, Y)
+    with pytest.raises(ParameterError, match="TileDetector judges a record by those before it"):
+        export_classifier(pipeline, tmp_path / "c.clf", probes=X)
+    assert list(tmp_path.iterdir()) == []

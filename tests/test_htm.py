@@ -217,7 +217,9 @@ def test_unknown_number_of_steps_is_refused():
         ({"n_columns": 64, "n_active_columns": 65}, "must be at most n_columns=64, got 65"),
         ({"n_new_synapses": 20, "max_synapses": 10}, "at most max_synapses=10, got 20"),
         ({"value_range": (3.0, 1.0)}, "two finite numbers, the smaller first, got"),
-        ({"prediction_steps": (0,)}, "at most 16 numbers from 1 to 1000, got"),
+        ({"prediction_steps": (0,)}, "at most 16 whole numbers from 1 to 1000, got"),
+        ({"prediction_steps": (1.5,)}, r"whole numbers from 1 to 1000, got \(1.5,\)"),
+        ({"value_range": (1.0, 2.0, 3.0)}, "two finite numbers, the smaller first, got"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(parameters, message):
@@ -357,3 +359,5 @@ def test_records_of_the_wrong_width_are_refused():
     detector = HTMDetector(10, **SMALL).fit(np.zeros((5, 2)))
     with pytest.raises(DataError, match="has 2 values, got 1"):
         detector.process_many(np.zeros(3))
+    with pytest.raises(ValueError, match="has 2 values, got 1"):
+        detector.process_one(1.0)

@@ -78,6 +78,23 @@ def test_wrong_members_and_weights_are_named():
         StreamEnsemble([("a", 3)]).process_one(1.0)
     with pytest.raises(ParameterError, match="weights must be 2 numbers of 0 or more"):
         StreamEnsemble(members(), weights=[1.0]).process_one(1.0)
+    for weights in ([np.nan, 1.0], [1.0, np.inf], ["a", "b"]):
+        with pytest.raises(ParameterError, match="weights must be 2 numbers of 0 or more"):
+            StreamEnsemble(members(), weights=weights).process_one(1.0)
+
+
+def test_ensemble_predicts_what_its_first_member_does():
+    alone = HTMDetector(100, prediction_steps=(1, 3), **SMALL)
+    ensemble = StreamEnsemble([("htm", alone), ("tiles", TileDetector(100))])
+    ensemble.process_many(a_stream())
+    expected = HTMDetector(100, prediction_steps=(1, 3), **SMALL).fit(a_stream().reshape(-1, 1))
+    assert ensemble.predict_one(3).mean == expected.predict_one(3).mean
+    assert alone._stream is None
+
+
+def test_pair_of_a_field_must_be_time_and_value():
+    with pytest.raises(DataError, match=r"field 'A' must be a value or \(timestamp, value\)"):
+        MultiHTMDetector(**SMALL).process_fields({"A": (1, 2, 3)})
 
 
 def test_fields_equal_one_memory_each():

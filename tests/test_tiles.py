@@ -7,15 +7,17 @@ import json
 import math
 import pickle
 import threading
+from datetime import date
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import NotFittedError
 
 from anomaly import _core
-from anomaly.errors import DataError
+from anomaly.errors import DataError, ParameterError
 from anomaly.streaming import seconds_of, seconds_of_many
 from anomaly.tiles import TileDetector
 from tests.stream_oracles import OracleTiles, oracle_asinh
@@ -326,6 +328,27 @@ def test_wrong_timestamp_is_named():
 def test_wrong_record_is_named():
     with pytest.raises(DataError, match="must be a number, a sequence of numbers or a mapping"):
         TileDetector().process_one("high")
+
+
+@pytest.mark.parametrize("value", ["high", [1.0], 10**400])
+def test_wrong_value_in_a_record_is_named(value):
+    with pytest.raises(DataError, match="a value must be a number, got"):
+        TileDetector().process_one([1.0, value])
+
+
+@pytest.mark.parametrize("timestamp", [[1], 10**400, date(2024, 5, 1)])
+def test_what_is_no_timestamp_is_named(timestamp):
+    with pytest.raises(DataError, match="must be a number of seconds or a date and time, got"):
+        TileDetector().process_one(1.0, timestamp)
+
+
+def test_limits_are_refused_by_name():
+    with pytest.raises(ParameterError, match="at most 4096 fields fit one detector, got 5000"):
+        TileDetector().fit(np.zeros((2, 5000)))
+    with pytest.raises(ValueError, match="'range_period' parameter of TileDetector"):
+        TileDetector(range_period=10**30).process_one(1.0)
+    with pytest.raises(NotFittedError):
+        TileDetector().predict_one()
 
 
 def test_real_series_find_known_anomalies(shared_data):

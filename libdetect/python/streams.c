@@ -112,7 +112,8 @@ static PyObject *stream_one(PyObject *object, PyObject *const *args, Py_ssize_t 
     if (mode < 0)
         return NULL;
     if (self->kernel->n_fields(self->state) != 1) {
-        PyErr_SetString(PyExc_ValueError, "one() is for streams of one field");
+        PyErr_Format(PyExc_ValueError, "a record of this stream has %d values, got 1",
+                     self->kernel->n_fields(self->state));
         return NULL;
     }
     double score, raw, expected;

@@ -26,6 +26,7 @@ WIDE = 200  # columns above which only neighbours and a Gaussian stay useful
 LARGE = 100_000  # rows above which fewer of them represent the table
 _BLOCK = 128  # rows per distance block; fixed, so a row's score never depends on its company
 _FOLDS = 5
+_ROUNDING = 1e-12  # squared distance, as a share of the row's length, that is none
 _FLAT = 1e-6  # variance, as a share of that of all rows, below which half of them are in a plane
 
 
@@ -242,20 +243,18 @@ class EnsembleDetector(BaseDetector):
         if not varies.any():
             raise DataError("no column of X varies, so no row can be unusual")
         if not varies.all():
-            constant = np.flatnonzero(~varies)
-            shown = ", ".join(map(str, constant[:5])) + (" …" if len(constant) > 5 else "")
-            warnings.warn(
-                f"{len(constant)} constant columns are left out: {shown}",
-                UserWarning,
-                stacklevel=3,
-            )
+            names = getattr(self, "feature_names_in_", np.arange(len(varies)))[~varies]
+            shown = ", ".join(map(str, names[:5])) + (" …" if len(names) > 5 else "")
+            columns = "constant column is" if len(names) == 1 else "constant columns are"
+            warnings.warn(f"{len(names)} {columns} left out: {shown}", UserWarning, stacklevel=3)
         self.kept_columns_ = np.flatnonzero(varies)
         self._median, self._span = median[varies], span[varies]
 
     def _scale(self, table: Floats) -> Floats:
         with np.errstate(over="ignore"):  # clipped like any other large value
             scaled = (table[:, self.kept_columns_] - self._median) / self._span
-        return np.clip(scaled, -10.0, 10.0)
+        # Sums over a row run in the order of memory: the same for one row and for many.
+        return np.ascontiguousarray(np.clip(scaled, -10.0, 10.0))
 
     def _fit_members(self, rows: Floats) -> Floats:
         """Fit all members on two threads and return their scores of the training rows.
@@ -360,7 +359,9 @@ class _Neighbours:
 
     A row equal to a reference row is taken to be that row and is not its own
     neighbour. Distances come from one matrix product per block of fixed
-    height, padded if need be: the same operations for every row.
+    height, padded if need be: the same operations for every row. In double
+    precision, because some libraries round single precision by the row's place
+    in the block.
     """
 
     def __init__(self, shares: dict[str, float]) -> None:
@@ -368,37 +369,30 @@ class _Neighbours:
         self._shares = tuple(shares.values())
 
     def fit(self, rows: Floats) -> Floats:
-        n, d = rows.shape
-        # Single precision is enough where many columns add up; the tolerance tells
-        # rounding from distance.
-        self._type = np.float32 if d > WIDE else np.float64
-        self._tolerance = 1e-5 if d > WIDE else 1e-12
+        n = len(rows)
         self._counts = [min(max(round(share * n), 5), n - 1) for share in self._shares]
         squares = np.square(rows).sum(axis=1)
-        self._right = np.column_stack([-2.0 * rows, squares, np.ones(n)]).T.astype(
-            self._type, order="C"
-        )
+        self._right = np.column_stack([-2.0 * rows, squares, np.ones(n)]).T.copy()
         return self.score(rows)
 
     def score(self, rows: Floats) -> Floats:
         squares = np.square(rows).sum(axis=1)
-        left = np.column_stack([rows, np.ones(len(rows)), squares]).astype(self._type)
+        left = np.column_stack([rows, np.ones(len(rows)), squares])
         result = np.empty((len(rows), len(self._counts)))
-        padded = np.zeros((_BLOCK, left.shape[1]), dtype=self._type)
-        product = np.empty((_BLOCK, self._right.shape[1]), dtype=self._type)
-        single = product if self._type is np.float32 else np.empty(product.shape, np.float32)
+        padded = np.zeros((_BLOCK, left.shape[1]))
+        product = np.empty((_BLOCK, self._right.shape[1]))
+        single = np.empty(product.shape, np.float32)
         most = max(self._counts)
         for part in _blocks(len(rows), _BLOCK):
             size = part.stop - part.start
             padded[:size] = left[part]
             np.matmul(padded, self._right, out=product)
-            if single is not product:
-                single[:] = product
+            single[:] = product
             nearest = single[:size]
             if most + 1 < nearest.shape[1]:
                 nearest.partition(most, axis=1)
             near = nearest[:, : most + 1]
-            near[near <= self._tolerance * squares[part, None]] = 0.0
+            near[near <= _ROUNDING * squares[part, None]] = 0.0
             np.sqrt(near, out=near)
             result[part] = self._means(near)
         return result

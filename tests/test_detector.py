@@ -411,7 +411,7 @@ def test_command_line_lists_unusual_rows_where_nothing_is_labelled(tmp_path, cap
     assert "a report needs anomalies" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:1 constant columns are left out")
+@pytest.mark.filterwarnings("ignore:1 constant column is left out")
 def test_a_column_that_never_varies_is_never_the_reason():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(200, 4)), columns=list("abcd"))

@@ -13,10 +13,13 @@ from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta
 from sklearn.base import BaseEstimator, clone, is_outlier_detector
 from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from anomaly.base import BaseDetector, Interval
@@ -297,6 +300,10 @@ def cost_threshold(scores: ArrayLike, labels: ArrayLike, cost_ratio: float) -> T
     return Threshold(float(value), promise, len(values))
 
 
+def _explains(detector: BudgetDetector) -> bool:
+    return hasattr(getattr(detector, "estimator_", None), "explain")
+
+
 class BudgetDetector(BaseDetector):
     """Any detector or classifier, with the threshold set by a budget.
 
@@ -309,7 +316,8 @@ class BudgetDetector(BaseDetector):
     ----------
     estimator : estimator or None, default=None
         A detector of this toolkit, a classifier, or an outlier detector of
-        scikit-learn. None is ``EnsembleDetector()``.
+        scikit-learn. None is ``EnsembleDetector()`` with a seed drawn from
+        ``random_state``.
     false_alarm_rate : float, optional
         At most this share of normal rows raises an alarm. 0.01 if no budget is
         given.
@@ -322,7 +330,7 @@ class BudgetDetector(BaseDetector):
     calibration_size : float, default=0.3
         Share of the rows that are withheld.
     random_state : int, RandomState or None, default=None
-        Draws the withheld rows. Parts of the estimator keep their own.
+        Draws the withheld rows. A given estimator keeps its own.
 
     Attributes
     ----------
@@ -409,7 +417,7 @@ class BudgetDetector(BaseDetector):
         table = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         anomalous = self._encode_labels(y, len(table))
         fitted, withheld = self._split(len(table), anomalous)
-        part = EnsembleDetector() if self.estimator is None else clone(self.estimator)
+        part = self._part()
         if anomalous is None:
             self.estimator_ = part.fit(table[fitted])
         else:
@@ -437,6 +445,23 @@ class BudgetDetector(BaseDetector):
         table = validate_data(self, X, dtype=np.float64, reset=False)
         return anomaly_scores(self.estimator_, table) - self.threshold_.value
 
+    @available_if(_explains)
+    def explain(self, X: ArrayLike) -> pd.DataFrame:
+        """Which columns make a row unusual, where the estimator can say.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        DataFrame of shape (n_samples, n_features)
+            That of the estimator, e.g. `EnsembleDetector.explain`.
+        """
+        table = validate_data(self, X, dtype=np.float64, reset=False)
+        shares = self.estimator_.explain(table)
+        return shares.set_axis(getattr(self, "feature_names_in_", shares.columns), axis=1)
+
     def discover(self, X: ArrayLike, false_discovery_rate: float) -> NDArray[np.bool_]:
         """Which rows of a batch to report; see `discoveries`.
 
@@ -455,6 +480,12 @@ class BudgetDetector(BaseDetector):
         return discoveries(
             self.calibration_, anomaly_scores(self.estimator_, table), false_discovery_rate
         )
+
+    def _part(self) -> Any:
+        if self.estimator is not None:
+            return clone(self.estimator)
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        return EnsembleDetector(random_state=seed)
 
     def _check_budget(self) -> None:
         given = [

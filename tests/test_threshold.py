@@ -7,6 +7,7 @@ import math
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -227,3 +228,17 @@ def test_a_batch_can_be_screened():
     fresh, truth = labelled(1)
     found = budget.discover(fresh, 0.2)
     assert truth[found].mean() > 0.7
+
+
+def test_a_seed_fixes_the_estimator_that_is_not_given():
+    X = np.random.default_rng(0).normal(size=(400, 3))
+    scores = [BudgetDetector(random_state=0).fit(X).decision_function(X) for _ in range(2)]
+    assert scores[0].tolist() == scores[1].tolist()
+
+
+def test_a_budget_explains_what_its_estimator_explains():
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(400, 2)), columns=["speed", "load"])
+    detector = BudgetDetector(random_state=0).fit(frame)
+    odd = frame.head(1).assign(load=9.0)
+    assert detector.explain(odd).idxmax(axis=1).tolist() == ["load"]
+    assert not hasattr(BudgetDetector(LogisticRegression()), "explain")

@@ -574,6 +574,12 @@ def _allowed(n: int, rate: float, confidence: float | None) -> int:
     return int(candidates[sure].max(initial=0))
 
 
+def _rounded_up(rate: float) -> float:
+    """To three digits and never down, so that the rate that is named can be had."""
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 2)
+    return min(math.ceil(rate / unit - 1e-6) * unit, 1.0)
+
+
 def _too_small(n: int, rate: float, confidence: float | None, kind: str = "false-alarm") -> str:
     if confidence is None:
         needed, smallest = math.ceil(1.0 / rate - 1e-9) - 1, 1.0 / (n + 1)
@@ -584,5 +590,6 @@ def _too_small(n: int, rate: float, confidence: float | None, kind: str = "false
         sure = f" with {confidence:.4g} confidence"
     return (
         f"the calibration set is too small: a {kind} rate of {rate:.4g}{sure} needs {needed} "
-        f"scores of normal rows, got {n}; the smallest rate these can promise is {smallest:.2g}"
+        f"scores of normal rows, got {n}; the smallest rate these can promise is "
+        f"{_rounded_up(smallest):.3g}"
     )

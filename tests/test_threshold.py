@@ -57,13 +57,12 @@ def test_false_alarm_rate_holds_for_scores_with_ties():
 def test_false_alarm_rate_holds_for_a_fitted_detector():
     rng = np.random.default_rng(0)
     rates = []
-    for seed in range(10):
+    for seed in range(40):
         rows = rng.standard_t(3, size=(600, 3))
-        budget = BudgetDetector(
-            IsolationForest(n_estimators=20), false_alarm_rate=0.05, random_state=seed
-        )
+        part = IsolationForest(n_estimators=20, random_state=seed)
+        budget = BudgetDetector(part, false_alarm_rate=0.05, random_state=seed)
         rates.append(budget.fit(rows).predict(rng.standard_t(3, size=(2000, 3))).mean())
-    assert np.mean(rates) < 0.05 + 4 * np.std(rates) / math.sqrt(10)
+    assert np.mean(rates) < 0.05 + 4 * np.std(rates) / math.sqrt(40)
 
 
 def test_confidence_holds_over_10000_calibration_sets():
@@ -144,7 +143,7 @@ def test_cost_equals_a_search_over_all_thresholds(rows, ratio):
 
 
 @pytest.mark.parametrize(
-    ("confidence", "needed", "smallest"), [(None, 999, "0.0099"), (0.9, 2302, "0.023")]
+    ("confidence", "needed", "smallest"), [(None, 999, 0.00991), (0.9, 2302, 0.0228)]
 )
 def test_too_small_a_calibration_set_is_refused_with_what_it_could_promise(
     confidence, needed, smallest
@@ -242,3 +241,14 @@ def test_a_budget_explains_what_its_estimator_explains():
     odd = frame.head(1).assign(load=9.0)
     assert detector.explain(odd).idxmax(axis=1).tolist() == ["load"]
     assert not hasattr(BudgetDetector(LogisticRegression()), "explain")
+
+
+@pytest.mark.parametrize("confidence", [None, 0.9])
+@pytest.mark.parametrize("n", [1, 7, 96, 99, 1234])
+def test_the_rate_that_a_refusal_names_can_be_had(n, confidence):
+    scores = np.arange(n)
+    with pytest.raises(DataError, match="too small") as refusal:
+        false_alarm_threshold(scores, 1e-6, confidence=confidence)
+    named = float(str(refusal.value).split()[-1])
+    if named < 1:
+        assert false_alarm_threshold(scores, named, confidence=confidence).n_calibration == n

@@ -14,6 +14,7 @@ import hashlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +37,7 @@ from anomaly.files import write_aside
 from anomaly.metrics import Ratios, confusion_ratios
 from anomaly.outlier import as_classifier
 from anomaly.report import Report
-from anomaly.threshold import anomaly_scores
+from anomaly.threshold import Threshold, anomaly_scores
 from anomaly.tuning import TuningResult, family, tune
 from anomaly.tuning.engine import seeded
 from anomaly.voting import tune_families
@@ -50,9 +51,13 @@ __all__ = ["Classified", "Detector", "Evaluation", "Tuned", "confusion_ratios"]
 # What the detector notes beside the features of a row.
 NOTES = ["duplicate", "odd", "origin"]
 
+# Features beyond which a listing of rows shows only the one to blame.
+MOST_COLUMNS = 4
+
 UNLABELLED_NOTE = (
-    "Rows without a label count as normal here. An anomaly among them that is found counts as a "
-    "false alarm, so the truth is better than these numbers."
+    "Rows without a label count as normal here. An anomaly among them counts as a false alarm "
+    "where it is flagged, so precision is at least what is shown, and is not counted as missed "
+    "where it is not, so the share found may be lower."
 )
 
 # Colours that colour-blind readers tell apart (Okabe and Ito, 2008).
@@ -161,6 +166,9 @@ class Detector:
         Features, then the columns ``duplicate``, ``odd`` and ``origin``.
     report : dict of str to int
         Counts of rows read, dropped and flagged.
+    row_labels : Index
+        Where each row of ``frame`` stood in the table that was given: its index
+        there, None for rows that were added.
     loaded : loading.Report or None
         What the loader found, where there was one.
     manifest : injection.Manifest
@@ -216,6 +224,7 @@ class Detector:
         self.loaded: loading.Report | None = None
         self.report: dict[str, int] = {"rows": len(frame)}
         self.frame = self._with_notes(frame, label, unlabelled)
+        self.row_labels = frame.index
         self.clean()
 
     @classmethod
@@ -234,8 +243,9 @@ class Detector:
             ``columns``, ``units``, …) and of the constructor.
         """
         own = {k: options.pop(k) for k in _CONSTRUCTOR_OPTIONS & options.keys()}
-        # Rows without a label must reach the constructor, which drops the others itself.
-        keep = own.get("unlabelled") == "normal"
+        # Rows without a label must reach the constructor, which drops the others itself;
+        # it also knows the place in the file of the rows that it keeps.
+        keep = label is None or own.get("unlabelled") == "normal"
         options["missing"] = "keep" if keep else own.get("missing", "drop")
         return cls._from_loaded(loading.read_csv(source, label=label, **options), own)
 
@@ -272,11 +282,19 @@ class Detector:
         Rows that had an equal are marked in the column ``duplicate``. Counts go
         to ``report``.
         """
-        frame = self.frame
+        frame = self.frame.reset_index(drop=True)
         if self.missing == "drop":
-            endless = frame[self.numeric].isin([np.inf, -np.inf]).any(axis=1)
-            absent = frame[self.features].isna().any(axis=1) | endless
+            endless = frame[self.numeric].isin([np.inf, -np.inf])
+            cells = frame[self.features].isna() | endless.reindex(columns=self.features)
+            absent = cells.fillna(False).any(axis=1)
             self.report["missing"] = self.report.get("missing", 0) + int(absent.sum())
+            if len(frame) and absent.all():
+                counts = cells.sum().sort_values(ascending=False, kind="stable")
+                worst = ", ".join(f"{name} {n}" for name, n in counts.head(5).items() if n)
+                raise DataError(
+                    f"every row has a missing or infinite cell, so none is left: {worst} of "
+                    f"{len(frame)} rows; leave such columns out"
+                )
             frame = frame[~absent]
         key = [*self.features, "odd"]
         frame = frame.assign(duplicate=frame["duplicate"] | frame.duplicated(key, keep=False))
@@ -285,6 +303,7 @@ class Detector:
             self.report["duplicates"] = self.report.get("duplicates", 0) + int(later.sum())
             frame = frame[~later]
         self.report["kept"] = len(frame)
+        self.row_labels = self.row_labels[frame.index]
         self.frame = frame.reset_index(drop=True)
         return self
 
@@ -512,7 +531,9 @@ class Detector:
         DataFrame
             Features, ``score`` (above its threshold if ``flagged``), and
             ``because``, the feature with the largest share in the score, where
-            the classifier has ``explain``.
+            the classifier has ``explain``; empty where no feature by itself
+            makes a difference. The index is ``row_labels``: the
+            row's place in the table or CSV file that was given, from 0.
         """
         fitted = self._fitted(clf)
         scores = anomaly_scores(fitted, self.frame[self.features])
@@ -524,8 +545,9 @@ class Detector:
             shares = fitted[-1].explain(fitted[:-1].transform(rows)).to_numpy(copy=True)
             origins = np.asarray(fitted[0].origins_)
             shares[:, (shares == 0).all(axis=0)] = -np.inf  # columns that never vary
-            result["because"] = origins[shares.argmax(axis=1)]
-        return result
+            because = origins[shares.argmax(axis=1)].astype(object)
+            result["because"] = np.where(shares.max(axis=1) > 0, because, "")
+        return result.set_axis(self.row_labels[top], axis=0)
 
     def predict(self, *values: Any, **record: Any) -> bool:
         """Whether one record is an anomaly.
@@ -694,6 +716,7 @@ class Detector:
                 raise DataError(f"{column} must be finite numbers, got {list(rows[column])[:5]}")
         noted = rows[self.features].assign(duplicate=False, odd=True, origin=types)
         self.frame = pd.concat([self.frame, noted], ignore_index=True)
+        self.row_labels = self.row_labels.append(pd.Index([None] * len(noted), dtype=object))
 
     def _without_contradictions(self) -> pd.DataFrame:
         """Rows without injected ones that equal a record, or each other."""
@@ -969,7 +992,10 @@ def run(arguments: argparse.Namespace) -> None:
     classifier = seeded(family(name).make(), arguments.seed)
     if not labelled and arguments.report:
         raise DataError("a report needs anomalies to judge by: name a --label or --inject some")
-    seconds = detector.format().classify(classifier).seconds
+    with warnings.catch_warnings():
+        # `show_loaded` says it with the names of the file.
+        warnings.filterwarnings("ignore", ".* constant columns? (is|are) left out")
+        seconds = detector.format().classify(classifier).seconds
     if labelled:
         show(detector, seconds)
     else:
@@ -987,12 +1013,52 @@ def show_unusual(detector: Detector) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    show_loaded(detector)
     rows = detector.unusual()
-    table = Table("row", *map(str, rows.columns), title="no labels: the most unusual rows")
+    if len(detector.features) > MOST_COLUMNS:
+        if "because" in rows:
+            values = [row.get(row["because"], "") for _, row in rows.iterrows()]
+            rows = rows[["score", "flagged", "because"]].assign(value=values)
+        else:
+            rows = rows[["score", "flagged", *detector.features[:MOST_COLUMNS]]]
+    table = Table(
+        "row",
+        *map(str, rows.columns),
+        title="no labels: the most unusual rows",
+        caption="row 0 is the first record; fitted to a random half of the rows",
+    )
     for number, row in rows.iterrows():
         shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row)
         table.add_row(str(number), *shown)
     Console().print(table)
+
+
+def show_loaded(detector: Detector) -> None:
+    """Print what was read, what is left of it, and what the threshold promises."""
+    lines = [] if detector.loaded is None else [str(detector.loaded)]
+    left_out = {
+        "left out for missing or infinite cells": detector.report.get("missing", 0),
+        "left out for repeating an earlier one": detector.report.get("duplicates", 0),
+    }
+    found = ", ".join(f"{n} {why}" for why, n in left_out.items() if n)
+    if found:
+        lines.append(f"  {detector.report['kept']} rows in use: {found}")
+    still = [name for name in detector.features if detector.frame[name].nunique() < 2]
+    if still:
+        shown = ", ".join(map(str, still[:5])) + (" …" if len(still) > 5 else "")
+        lines.append(f"  the same in every row: {shown}")
+    names = [
+        n for n in detector.categorical if detector.frame[n].nunique() > 0.5 * len(detector.frame)
+    ]
+    if names:
+        lines.append(
+            f"  text that is almost never the same twice, better left out: {', '.join(names)}"
+        )
+    threshold = getattr(detector.best_clf[-1], "threshold_", None)
+    if isinstance(threshold, Threshold):
+        lines.append(f"threshold: {threshold.promise} ({threshold.n_calibration} withheld rows)")
+    for line in lines:
+        print(line)
 
 
 def show(detector: Detector, seconds: float) -> None:
@@ -1002,8 +1068,7 @@ def show(detector: Detector, seconds: float) -> None:
 
     evaluation = detector.evaluate()
     console = Console()
-    if detector.loaded is not None:
-        console.print(str(detector.loaded), markup=False, highlight=False)
+    show_loaded(detector)
     ratios = Table("", *evaluation.ratios._fields, title=f"held-out half ({seconds:.2f} s)")
     ratios.add_row("", *(f"{value:.3f}" for value in evaluation.ratios))
     console.print(ratios)

@@ -411,6 +411,63 @@ def test_command_line_lists_unusual_rows_where_nothing_is_labelled(tmp_path, cap
     assert "a report needs anomalies" in capsys.readouterr().err
 
 
+def test_a_listing_names_rows_as_the_file_counts_them(tmp_path, capsys):
+    frame = records(150)
+    frame.loc[2, "width"] = np.nan
+    frame.loc[5] = frame.loc[4]
+    frame.loc[9, "width"] = 9e4
+    frame.to_csv(tmp_path / "plain.csv", index=False)
+    assert detector_module.main([str(tmp_path / "plain.csv")]) == 0
+    shown = capsys.readouterr().out
+    first = next(line for line in shown.splitlines() if line.startswith("│"))
+    assert first.split()[1] == "9"
+    assert "1 left out for missing or infinite cells, 1 left out for repeating" in shown
+    ids = frame.set_axis([f"id{i}" for i in range(150)], axis=0)
+    detector = Detector(ids).format()
+    detector.classify(EnsembleDetector(random_state=0))
+    assert detector.unusual(1).index.tolist() == ["id9"]
+
+
+def test_a_listing_of_many_columns_shows_the_one_to_blame(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(120, 30))).add_prefix("x").assign(still=1.0)
+    frame.loc[3, "x17"] = 500.0
+    frame["name"] = [f"n{i}" for i in range(120)]
+    frame.to_csv(tmp_path / "many.csv", index=False)
+    assert detector_module.main([str(tmp_path / "many.csv")]) == 0
+    shown = capsys.readouterr().out
+    first = next(line for line in shown.splitlines() if line.startswith("│"))
+    assert first.split()[1::2][0] == "3"
+    assert "x17" in first
+    assert "500" in first
+    assert "the same in every row: still" in shown
+    assert "almost never the same twice, better left out: name" in shown
+
+
+def test_columns_without_a_value_are_named(tmp_path, capsys):
+    records(40).assign(empty=np.nan).to_csv(tmp_path / "hollow.csv", index=False)
+    assert detector_module.main([str(tmp_path / "hollow.csv")]) == 2
+    assert "none is left: empty 40 of 40 rows" in capsys.readouterr().err
+
+
+def test_no_feature_is_blamed_where_none_makes_a_difference():
+    class Indifferent(EnsembleDetector):
+        def explain(self, X):
+            shares = super().explain(X)
+            return shares * 0 - np.arange(1, shares.shape[1] + 1)
+
+    detector = Detector(records(60)).format()
+    detector.classify(Indifferent(random_state=0))
+    assert set(detector.unusual(3)["because"]) == {""}
+
+
+def test_a_promise_is_shown(tmp_path, capsys):
+    frame = records(800)
+    frame.to_csv(tmp_path / "plain.csv", index=False)
+    assert detector_module.main([str(tmp_path / "plain.csv"), "--classifier", "budget"]) == 0
+    assert "threshold: at most 1% of normal rows raise an alarm" in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore:1 constant column is left out")
 def test_a_column_that_never_varies_is_never_the_reason():
     rng = np.random.default_rng(0)

@@ -73,7 +73,7 @@ def build(settings: Mapping[str, Any]) -> Any:
             422, f"detector must be one of {', '.join(available())}, got {str(name)[:64]!r}"
         )
     kind = _class_of(name)
-    accepted = {p for p in inspect.signature(kind).parameters if p != "random_state"}
+    accepted = set(inspect.signature(kind).parameters)
     given = _constructor_arguments(name, settings, accepted)
     try:
         detector = kind(**given)
@@ -99,6 +99,8 @@ def _constructor_arguments(
                 f"parameters has no {key[:64]!r}; detector {name} takes "
                 f"{', '.join(sorted(accepted))}",
             )
+        if key == "random_state" and type(value) is not int:  # a replay must repeat it
+            raise RequestError(422, "parameters: random_state must be a whole number")
         if isinstance(value, int | float) and abs(value) > _LARGEST_NUMBER:
             raise RequestError(422, f"parameters: {key} must be {_LARGEST_NUMBER} at most")
         given[key] = value

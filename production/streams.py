@@ -15,6 +15,9 @@ from production.strict import RequestError, as_number, as_object, as_text, as_wh
 
 SINGLE, MULTI = "single", "multi"
 
+#: What `anomaly.swarm` tells of its search beside detector (there "tile") and parameters.
+SWARM = frozenset({"score", "scoring", "n_candidates"})
+
 #: The one field of a stream of plain values.
 VALUE = "value"
 
@@ -35,7 +38,8 @@ class StreamSettings:
     threshold : float or None
         Likelihood from which a record is an anomaly.
     parameters : dict
-        Further constructor arguments of the detector.
+        Further constructor arguments of the detector. A file that
+        ``python -m anomaly.swarm`` wrote is settings as it is.
     joint : bool
         With several fields, one detector for their joint course and not one each.
     time_zone : str
@@ -90,7 +94,9 @@ class StreamSettings:
     def read(cls, given: Any) -> StreamSettings:
         """Settings from JSON, checked down to the detector's constructor."""
         names = frozenset(f.name for f in fields(cls))
-        given = {k: v for k, v in as_object(given, "settings", names).items() if v is not None}
+        given = as_object(given, "settings", names | SWARM)
+        given = {k: v for k, v in given.items() if v is not None and k not in SWARM}
+        given |= {"detector": "tiles"} if given.get("detector") == "tile" else {}
         for name in ("min", "max", "resolution", "threshold", "future_s", "interval_s"):
             if name in given:
                 given[name] = as_number(given[name], name)

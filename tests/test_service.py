@@ -9,15 +9,19 @@ import re
 import sqlite3
 import sys
 import time
+from dataclasses import asdict
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from anomaly.errors import AnomalyError, ParameterError
+from anomaly.swarm import swarm
 from production.api_kpi import EXAMPLE
 from production.clock import moment_of, zone_of
+from production.detectors import build
 from production.lanes import Lanes
 from production.service import _plainly, create_app, main
 from production.settings import Bounds, Settings, read_settings
@@ -711,3 +715,18 @@ def test_no_call_of_the_description_fails_with_500(tmp_path):
                 assert reply.status_code != 500, (sent, reply.text)
 
             try_it()
+
+
+@pytest.mark.parametrize("detector", ["htm", "tile"])
+def test_what_the_swarm_wrote_is_settings_of_a_stream(detector):
+    frame = pd.DataFrame({"value": [0.0, 1.0, 3.0, 2.0] * 100})
+    labels = [0] * 200 + [0, 0, 0, 1] * 50
+    grid = {"deviation_scale": [2.0, 3.0]}
+    found = swarm(frame, labels, detector=detector, grid=grid, random_state=5)
+    held = build(asdict(StreamSettings.read(json.loads(json.dumps(found)))))
+    assert {name: getattr(held, name) for name in found["parameters"]} == found["parameters"]
+
+
+def test_streams_without_a_seed_are_refused():
+    with pytest.raises(RequestError, match="random_state must be a whole number"):
+        StreamSettings.read({"detector": "tiles", "parameters": {"random_state": None}})

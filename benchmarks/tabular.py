@@ -163,13 +163,22 @@ def detectors(labels: str) -> dict[str, Callable]:
 
 
 def read_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and labels of an .npz with X and y, or of a CSV whose last column is the label."""
+    """Rows and labels of an .npz with X and y, or of a CSV whose last column is the label.
+
+    Text columns of a CSV become one column of 0 and 1 for each value; its rows
+    with an empty cell are left out.
+    """
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as data:
             X, y = data["X"], data["y"]
     else:
-        frame = pd.read_csv(path)
-        X, y = frame.iloc[:, :-1].to_numpy(float), frame.iloc[:, -1].to_numpy()
+        frame = pd.read_csv(path).dropna()
+        X = pd.get_dummies(frame.iloc[:, :-1], dtype=float).to_numpy(float)
+        y = frame.iloc[:, -1].to_numpy()
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("labels must be 0 and 1; of a CSV they are the last column")
+    if min((y == 1).sum(), (y == 0).sum()) < 4:
+        raise ValueError("at least 4 rows of each label are needed")
     return np.asarray(X, float), np.asarray(y).ravel().astype(int)
 
 
@@ -325,6 +334,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not tables:
         print(f"tabular.py: error: no .npz or .csv tables in {options.data}", file=sys.stderr)
         return 2
+    for path in tables:
+        try:
+            read_table(path)
+        except (ValueError, KeyError, OSError) as error:
+            print(f"tabular.py: error: {path.name}: {error}", file=sys.stderr)
+            return 2
     work = [
         job
         for job in jobs(tables, options)

@@ -42,6 +42,27 @@ def test_npz_and_csv_tables_are_read_alike(tabular, folder):
         assert one == pytest.approx(two)
 
 
+def test_text_columns_become_numbers_and_incomplete_rows_are_left_out(tabular, folder):
+    frame = pd.read_csv(folder / "two.csv")
+    frame.insert(1, "kind", np.where(np.arange(120) % 2, "u", "v"))
+    frame.loc[50, "kind"] = None
+    frame.to_csv(folder / "two.csv", index=False)
+    X, y = tabular.read_table(folder / "two.csv")
+    assert X.shape == (119, 5)
+    assert set(X[:, 3:].sum(axis=1)) == {1.0}
+    assert y.sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [("yes", "bad.csv: labels must be 0 and 1"), (0, "bad.csv: at least 4 rows of each label")],
+)
+def test_a_table_without_usable_labels_is_named(tabular, tmp_path, capsys, labels, message):
+    pd.DataFrame({"a": range(9), "label": labels}).to_csv(tmp_path / "bad.csv", index=False)
+    assert tabular.main(["--data", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_it_prints_means_and_paired_intervals(tabular, folder, capsys):
     given = [
         "--data",

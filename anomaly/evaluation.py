@@ -40,6 +40,11 @@ Floats = NDArray[np.float64]
 
 RANDOM = "random score"
 
+_INTERVALS = (
+    "AP: average precision. low and high: ends of 95 % intervals, of {drawn} drawn anew for a "
+    "score, of single draws for the random score."
+)
+
 INJECTED_NOTE = (
     "Scores on injected anomalies say how well those are found; they say little about real "
     "anomalies (over 43 public tables F1 on injected labels correlates 0.04 to 0.11 with the "
@@ -525,7 +530,13 @@ def evaluate(
         by_type = _by_type(truth, named, np.asarray(types).astype(str), flags)
         tables["By type"] = by_type
         figures["By type"] = lambda figure: _draw_types(figure, by_type)
-    return Report(title, tables, [INJECTED_NOTE] * injected + list(notes), figures)
+    return Report(
+        title,
+        tables,
+        [INJECTED_NOTE] * injected + list(notes),
+        figures,
+        {"Ranking": _counted(truth) + _INTERVALS.format(drawn="rows")},
+    )
 
 
 def evaluate_series(
@@ -604,6 +615,7 @@ def evaluate_series(
             "Curves": lambda figure: _draw_curves(figure, truth, named),
             "Scores over time": lambda figure: _draw_scores(figure, truth, named, threshold),
         },
+        {"Ranking": _counted(truth) + _INTERVALS.format(drawn="blocks of points")},
     )
 
 
@@ -617,6 +629,10 @@ def _named_scores(
     if np.asarray(labels).astype(bool).all():
         raise DataError("labels holds no normal row, so nothing can be ranked")
     return named
+
+
+def _counted(truth: NDArray[np.bool_]) -> str:
+    return f"{truth.sum()} anomalies among {len(truth)}. "
 
 
 def _stratified_draws(truth: NDArray[np.bool_], n_draws: int, seed: int) -> Iterator[Floats]:
@@ -758,21 +774,25 @@ def _draw_curves(figure: Figure, truth: NDArray[np.bool_], named: Mapping[str, F
     for name, scores in named.items():
         curve = _Curve(truth, scores)
         hits, false_alarms = curve.counts()
-        auroc, precision = curve.areas()
+        auroc, average = curve.areas()
         recall = hits / hits[-1]
+        precisions = hits / (hits + false_alarms)
         roc.plot(
             np.append(0, false_alarms / false_alarms[-1]),
             np.append(0, recall),
             label=f"{name}: {auroc:.3f}",
         )
         pr.step(
-            recall, hits / (hits + false_alarms), where="pre", label=f"{name}: {precision:.3f}"
+            np.append(0, recall),
+            np.append(precisions[0], precisions),
+            where="pre",
+            label=f"{name}: {average:.3f}",
         )
     roc.plot([0, 1], [0, 1], "--", color="grey", label=f"{RANDOM}: 0.500")
     pr.axhline(truth.mean(), ls="--", color="grey", label=f"{RANDOM}: {truth.mean():.3f}")
     roc.set(xlabel="normal rows flagged", ylabel="anomalies flagged", title="ROC")
     pr.set(xlabel="anomalies flagged (recall)", ylabel="precision", title="Precision and recall")
-    pr.set_ylim(-0.02, 1.02)
+    pr.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axes in (roc, pr):
         axes.legend(loc="best", fontsize="small")
 
@@ -780,13 +800,15 @@ def _draw_curves(figure: Figure, truth: NDArray[np.bool_], named: Mapping[str, F
 def _draw_types(figure: Figure, by_type: pd.DataFrame) -> None:
     axes = figure.subplots()
     areas = by_type.filter(like="AUROC").dropna(how="all")
+    figure.set_figheight(1.2 + 0.4 * areas.size)
     height = 0.8 / max(areas.shape[1], 1)
     for i, column in enumerate(areas):
         axes.barh(np.arange(len(areas)) + i * height, areas[column], height, label=str(column))
     axes.set_yticks(np.arange(len(areas)) + 0.4 - height / 2, [str(kind) for kind in areas.index])
     axes.axvline(0.5, ls="--", color="grey", label=RANDOM)
+    axes.margins(y=0.3 / areas.size)
     axes.set(xlabel="AUROC against all normal rows", xlim=(0, 1))
-    axes.legend(loc="best", fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
 
 
 def _draw_scores(

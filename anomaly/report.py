@@ -42,6 +42,8 @@ class Report:
         What a reader must know to read the numbers rightly.
     figures : dict of str to callable
         By heading; each draws on the empty figure that it is given.
+    captions : dict of str to str
+        By heading of a table: how to read it.
 
     Examples
     --------
@@ -60,10 +62,17 @@ class Report:
     tables: Mapping[str, pd.DataFrame]
     notes: list[str] = field(default_factory=list)
     figures: Mapping[str, Callable[[Figure], None]] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        shown = [f"{name}\n{_rounded(table).to_string()}" for name, table in self.tables.items()]
+        shown = [
+            "\n".join([name, _rounded(table).to_string(), *self._caption(name)])
+            for name, table in self.tables.items()
+        ]
         return "\n\n".join([self.title, *shown, *self.notes])
+
+    def _caption(self, name: str) -> list[str]:
+        return [self.captions[name]] if name in self.captions else []
 
     def figure(self, name: str) -> Figure:
         """Draw one of the figures.
@@ -88,7 +97,9 @@ class Report:
         parts = [f"<h1>{html.escape(self.title)}</h1>"]
         parts += [f'<p class="note">{html.escape(note)}</p>' for note in self.notes]
         for name, table in self.tables.items():
-            parts.append(f"<h2>{html.escape(name)}</h2>\n{_rounded(table).to_html(border=0)}")
+            shown = _rounded(table).rename_axis(None).to_html(border=0)
+            parts.append(f"<h2>{html.escape(name)}</h2>\n{shown}")
+            parts += [f"<p>{html.escape(caption)}</p>" for caption in self._caption(name)]
         for name in self.figures:
             image = io.BytesIO()
             self.figure(name).savefig(image, format="png", dpi=120)

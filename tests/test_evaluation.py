@@ -326,6 +326,40 @@ def test_series_tables_repeat_the_measures():
     assert ranking["AUROC low"] < ranking["AUROC"] < ranking["AUROC high"]
 
 
+def test_the_ranking_says_what_it_counts_and_what_its_intervals_are():
+    labels, scores = scored()
+    report = evaluate(labels, scores, types=np.where(labels, "odd", "usual"), n_bootstrap=20)
+    caption = report.captions["Ranking"]
+    assert caption.startswith(f"{sum(labels)} anomalies among {len(labels)}. ")
+    assert "95 % intervals" in caption
+    assert caption in str(report)
+    assert caption in report.html()
+    assert "<th>type</th>" not in report.html()  # no row of its own for the name of the index
+
+
+def test_curves_begin_at_no_alarm_and_show_all_of_both_axes():
+    labels = np.arange(200) < 40
+    scores = np.where(labels, 1.0, 0.0)  # the first threshold finds all at once
+    scores[[30, 100]] = [0.0, 1.0]
+    roc, pr = evaluate(labels, scores, n_bootstrap=20).figure("Curves").axes
+    x, y = pr.lines[0].get_data()
+    assert (x[0], y[0]) == (0.0, 39 / 40)
+    assert (roc.lines[0].get_xdata()[0], roc.lines[0].get_ydata()[0]) == (0, 0)
+    assert pr.get_xlim() == pr.get_ylim() == (-0.02, 1.02)
+
+
+@pytest.mark.parametrize("n_types", [1, 12])
+def test_bars_of_types_are_of_one_height_however_many(n_types):
+    labels, scores = scored()
+    types = np.where(labels, np.arange(len(labels)) % n_types, -1).astype(str)
+    figure = evaluate(labels, scores, types=types, n_bootstrap=20).figure("By type")
+    figure.draw_without_rendering()
+    bars = figure.axes[0].patches
+    assert len(bars) == n_types
+    pixels = {round(bar.get_window_extent().height) for bar in bars}
+    assert max(pixels) < 100  # of 450 in a figure of the usual height
+
+
 @pytest.mark.parametrize("kind", ["table", "series"])
 def test_the_page_is_self_contained_and_escapes_names(kind, tmp_path):
     name = "<script>alert(1)</script>"

@@ -41,6 +41,7 @@ from anomaly.files import write_aside
 from anomaly.forest import RefusedValueError, compile_forest
 from anomaly.injection import OversampleClassifier
 from anomaly.streaming import StreamDetector
+from anomaly.threshold import Threshold
 
 __all__ = ["Contents", "ExportedClassifier", "export_classifier", "key_from", "unpack", "verify"]
 
@@ -479,7 +480,11 @@ def _refuse_stream(pipeline: Any) -> None:
 
 def _header(classifier: ExportedClassifier, probes: pd.DataFrame, format: str) -> dict[str, Any]:
     last = classifier.pipeline.steps[-1][1]
-    described = {name: repr(value) for name, value in last.get_params(deep=False).items()}
+    parameters = {name: repr(value) for name, value in last.get_params(deep=False).items()}
+    described: dict[str, Any] = {"class": type(last).__name__, "parameters": parameters}
+    threshold = getattr(last, "threshold_", None)
+    if isinstance(threshold, Threshold):
+        described["promise"] = threshold.promise
     return {
         "format": "anomaly classifier",
         "format_version": FORMAT_VERSION,
@@ -490,7 +495,7 @@ def _header(classifier: ExportedClassifier, probes: pd.DataFrame, format: str) -
             **{name: importlib.metadata.version(name) for name in ("numpy", "pandas")},
         },
         "requires": _required_versions(last),
-        "classifier": {"class": type(last).__name__, "parameters": described},
+        "classifier": described,
         "native": classifier.is_native,
         "schema": _plain(classifier.schema),
         "missing": classifier.missing,

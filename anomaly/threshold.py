@@ -136,8 +136,12 @@ def false_alarm_threshold(
     Examples
     --------
     >>> from anomaly.threshold import false_alarm_threshold
-    >>> false_alarm_threshold(range(99), 0.05)
-    Threshold(value=94.0, promise='at most 5% of normal rows raise an alarm', n_calibration=99)
+    >>> false_alarm_threshold(range(99), 0.05).value
+    94.0
+    >>> false_alarm_threshold(range(99), 0.05).promise
+    'at most 5% of normal rows are expected to raise an alarm'
+    >>> false_alarm_threshold(range(99), 0.05, confidence=0.9).promise
+    'at most 5% of normal rows raise an alarm, with 0.9 confidence'
     >>> false_alarm_threshold(range(99), 0.001)
     Traceback (most recent call last):
         ...
@@ -149,8 +153,10 @@ needs 999 scores of normal rows, got 99; the smallest rate these can promise is 
     allowed = _allowed(len(ordered), rate, confidence)
     if allowed < 1:
         raise DataError(_too_small(len(ordered), rate, confidence))
-    sure = "" if confidence is None else f", with {confidence:.4g} confidence"
-    promise = f"at most {100 * rate:.4g}% of normal rows raise an alarm{sure}"
+    expected, sure = "are expected to ", ""
+    if confidence is not None:
+        expected, sure = "", f", with {confidence:.4g} confidence"
+    promise = f"at most {100 * rate:.4g}% of normal rows {expected}raise an alarm{sure}"
     return Threshold(float(ordered[len(ordered) - allowed]), promise, len(ordered))
 
 
@@ -275,9 +281,11 @@ def cost_threshold(scores: ArrayLike, labels: ArrayLike, cost_ratio: float) -> T
     >>> cost_threshold([1, 2, 3, 4, 5], [0, 0, 1, 0, 1], cost_ratio=0.5).value
     4.5
     """
-    if not cost_ratio > 0:
-        raise ParameterError(f"cost_ratio must be above 0, got {cost_ratio!r}")
+    if not 0 < cost_ratio < math.inf:
+        raise ParameterError(f"cost_ratio must be above 0 and finite, got {cost_ratio!r}")
     values = _scores(scores, "scores")
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError("labels must hold 0 and 1 only: a cost needs to know every row")
     truth = np.asarray(labels).astype(bool)
     if len(truth) != len(values):
         raise DataError(f"labels has {len(truth)} values, scores has {len(values)}")
@@ -399,6 +407,8 @@ class BudgetDetector(BaseDetector):
         ----------
         X : array-like of shape (n_samples, n_features)
         y : array-like of shape (n_samples,), optional
+            Two classes. Rows that nobody has labelled count as normal: give
+            them the normal class.
 
         Returns
         -------
@@ -495,6 +505,10 @@ class BudgetDetector(BaseDetector):
         ]
         if len(given) > 1:
             raise ParameterError(f"one budget at a time, got {' and '.join(given)}")
+        if self.cost_ratio is not None and self.confidence is not None:
+            raise ParameterError(
+                "confidence is of a budget of false alarms; a cost_ratio promises no bound"
+            )
         if (self.alarms_per_day is None) != (self.rows_per_day is None):
             raise ParameterError(
                 "alarms_per_day and rows_per_day are given together or not at all"
@@ -546,7 +560,12 @@ def anomaly_scores(estimator: Any, X: ArrayLike) -> Floats:
         return -np.asarray(estimator.score_samples(X), dtype=float)
     if hasattr(estimator, "decision_function"):
         return np.asarray(estimator.decision_function(X), dtype=float)
-    return np.asarray(estimator.predict_proba(X)[:, 1], dtype=float)
+    if hasattr(estimator, "predict_proba"):
+        return np.asarray(estimator.predict_proba(X)[:, 1], dtype=float)
+    raise ParameterError(
+        f"estimator must have decision_function or predict_proba; {type(estimator).__name__} has "
+        f"neither"
+    )
 
 
 def _scores(values: ArrayLike, name: str) -> Floats:

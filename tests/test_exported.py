@@ -36,6 +36,7 @@ from anomaly.encoding import RecordEncoder
 from anomaly.errors import ClassifierFileError, DataError, ParameterError
 from anomaly.exported import ExportedClassifier, export_classifier, unpack, verify
 from anomaly.injection import OversampleClassifier
+from anomaly.threshold import BudgetDetector
 from anomaly.tiles import TileDetector
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -393,6 +394,15 @@ def test_the_original_script_runs_anywhere(path, tmp_path, pipeline):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["non-malicious", "malicious"]
+
+
+def test_the_header_repeats_the_promise_of_a_threshold(tmp_path):
+    records = pd.DataFrame(np.random.default_rng(0).normal(size=(400, 2)), columns=["a", "b"])
+    budget = BudgetDetector(alarms_per_day=2, rows_per_day=50, random_state=0)
+    fitted = make_pipeline(RecordEncoder(), budget).fit(records)
+    path = export_classifier(fitted, tmp_path / "budget.clf", probes=records)
+    promise = fitted[-1].threshold_.promise
+    assert verify(path.read_bytes()).header["classifier"]["promise"] == promise
 
 
 def test_the_header_describes_the_classifier(tmp_path, pipeline):

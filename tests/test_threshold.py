@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from anomaly.ensemble import EnsembleDetector
@@ -169,7 +169,7 @@ def test_too_small_sets_are_refused_for_discoveries_costs_and_detectors():
     [
         (lambda: false_alarm_threshold([1], 0), "rate must be between 0 and 1, got 0"),
         (lambda: daily_alarm_threshold([1], 5, 5), "below rows_per_day, got 5 of 5"),
-        (lambda: cost_threshold([1], [1], 0), "cost_ratio must be above 0, got 0"),
+        (lambda: cost_threshold([1], [1], 0), "cost_ratio must be above 0 and finite, got 0"),
         (lambda: conformal_pvalues([np.nan], [1]), "calibration must be numbers, got NaN at 0"),
         (
             lambda: BudgetDetector(false_alarm_rate=0.1, cost_ratio=2.0).fit([[1], [2]]),
@@ -252,3 +252,25 @@ def test_the_rate_that_a_refusal_names_can_be_had(n, confidence):
     named = float(str(refusal.value).split()[-1])
     if named < 1:
         assert false_alarm_threshold(scores, named, confidence=confidence).n_calibration == n
+
+
+@pytest.mark.parametrize("labels", [[0, 1, np.nan], [0, 1, 2]])
+def test_a_cost_refuses_rows_of_unknown_class(labels):
+    with pytest.raises(DataError, match="labels must hold 0 and 1 only"):
+        cost_threshold([1, 2, 3], labels, 2)
+
+
+def test_budgets_that_cannot_be_kept_are_refused():
+    X, y = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 5 == 0
+    with pytest.raises(ParameterError, match="finite"):
+        cost_threshold([1, 2], [0, 1], math.inf)
+    with pytest.raises(ParameterError, match="confidence is of a budget of false alarms"):
+        BudgetDetector(cost_ratio=2, confidence=0.9).fit(X, y)
+    with pytest.raises(ParameterError, match="LinearRegression has neither"):
+        BudgetDetector(LinearRegression()).fit(X, y)
+
+
+def test_a_rate_is_promised_as_an_expectation_unless_a_confidence_is_given():
+    assert "are expected to raise" in false_alarm_threshold(range(99), 0.05).promise
+    sure = false_alarm_threshold(range(99), 0.05, confidence=0.9).promise
+    assert sure == "at most 5% of normal rows raise an alarm, with 0.9 confidence"

@@ -1066,16 +1066,18 @@ def show(detector: Detector, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    evaluation = detector.evaluate()
+    found = detector.evaluate()
     console = Console()
     show_loaded(detector)
-    ratios = Table("", *evaluation.ratios._fields, title=f"held-out half ({seconds:.2f} s)")
-    ratios.add_row("", *(f"{value:.3f}" for value in evaluation.ratios))
+    ratios = Table("", *found.ratios._fields, title=f"held-out half ({seconds:.2f} s)")
+    ratios.add_row("", *(f"{value:.3f}" for value in found.ratios))
     console.print(ratios)
     types = Table("origin", "rows", "flagged", "share")
-    for row in evaluation.by_type.itertuples():
+    for row in found.by_type.itertuples():
         types.add_row(str(row.Index), str(row.rows), str(row.flagged), f"{row.share:.3f}")
     console.print(types)
+    if detector.manifest.entries:
+        print(evaluation.INJECTED_NOTE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -476,6 +476,12 @@ def separator(text: str) -> str:
     return text
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """What the command understands."""
     top = argparse.ArgumentParser(
@@ -509,7 +515,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--plot", metavar="PNG", help="picture; kept up to date with --follow")
     command.add_argument("--window", action="store_true", help="show the picture in a window")
     command.add_argument(
-        "--plot-last", type=int, default=5000, metavar="N", help="records in it (default: 5000)"
+        "--plot-last", type=_count, default=5000, metavar="N", help="records in it (default: 5000)"
     )
     command.add_argument("--follow", action="store_true", help="wait for lines to be appended")
     command.add_argument(
@@ -518,7 +524,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--state", metavar="FILE", help="keep the state here and go on from it")
     command.add_argument(
         "--save-every",
-        type=int,
+        type=_count,
         default=5000,
         metavar="N",
         help="records between checkpoints (default: 5000, and every 10 seconds)",

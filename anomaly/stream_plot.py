@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from anomaly.errors import DataError
 from anomaly.files import write_aside
@@ -78,10 +79,10 @@ def _panels(frame: pd.DataFrame) -> list[tuple[str, str]]:
 def _draw(figure: Figure, frame: pd.DataFrame, threshold: float, title: str) -> None:
     panels = _panels(frame)
     axes = np.atleast_1d(figure.subplots(len(panels) + 1, 1, sharex=True))
-    x = frame["timestamp"].to_numpy() if "timestamp" in frame else np.arange(len(frame))
+    x = _clock(frame)
     for axis, (value, predicted) in zip(axes[:-1], panels, strict=True):
-        axis.plot(x, frame[predicted], color=_ORANGE, linewidth=0.8, label="predicted")
-        axis.plot(x, frame[value], color=_BLUE, linewidth=0.9, label=value)
+        axis.plot(x, _drawable(frame[predicted]), color=_ORANGE, linewidth=0.8, label="predicted")
+        axis.plot(x, _drawable(frame[value]), color=_BLUE, linewidth=0.9, label=value)
         axis.legend(loc="upper left", frameon=False, ncols=2)
     scores = axes[-1]
     scores.plot(x, frame["raw_score"], color=_GREY, linewidth=0.5, alpha=0.7, label="raw score")
@@ -91,6 +92,26 @@ def _draw(figure: Figure, frame: pd.DataFrame, threshold: float, title: str) -> 
     scores.legend(loc="upper left", frameon=False, ncols=3)
     _shade(axes, x, frame["is_anomaly"].to_numpy(dtype=bool))
     axes[0].set_title(title)
+
+
+def _clock(frame: pd.DataFrame) -> NDArray[Any]:
+    """When to draw each record: by its stamp, else the one before, else its number."""
+    if "timestamp" not in frame or frame["timestamp"].isna().all():
+        return np.arange(len(frame))
+    return frame["timestamp"].ffill().bfill().to_numpy()
+
+
+def _drawable(values: pd.Series[float]) -> NDArray[np.float64]:
+    """Values that the arithmetic of axes can bear; none where they are infinite."""
+    finite = values.where(np.isfinite(values)).to_numpy(dtype=np.float64)
+    return np.clip(finite, -1e150, 1e150)
+
+
+def _moment(seconds: float) -> Any:
+    try:
+        return moment_of(seconds)
+    except (OverflowError, ValueError, OSError):  # no calendar reaches that far
+        return pd.NaT
 
 
 def _shade(axes: Any, x: Any, alarms: Any) -> None:
@@ -172,7 +193,7 @@ class LivePlot:
         seconds : float, optional
             Wall clock of the record in seconds since 1970-01-01.
         """
-        row: dict[str, Any] = {} if seconds is None else {"timestamp": moment_of(seconds)}
+        row: dict[str, Any] = {} if seconds is None else {"timestamp": _moment(seconds)}
         if isinstance(record.value, tuple):
             for i, (value, due) in enumerate(zip(record.value, record.predicted, strict=True)):
                 row |= {f"x{i}": value, f"predicted_x{i}": due}

@@ -120,11 +120,14 @@ class StreamResult:
         return np.divide(self.strengths, total, out=np.zeros_like(self.strengths), where=total > 0)
 
     def to_frame(self) -> pd.DataFrame:
-        """Everything as one frame, with ``timestamp`` first where there is a clock."""
+        """Everything as one frame, with ``timestamp`` first where there is a clock.
+
+        A clock before 1678 or after 2261 has no time stamp (NaT).
+        """
         single = len(self.fields) == 1
         columns: dict[str, Any] = {}
         if self.seconds is not None:
-            columns["timestamp"] = pd.to_datetime(self.seconds, unit="s")
+            columns["timestamp"] = pd.to_datetime(self.seconds, unit="s", errors="coerce")
         for i, field in enumerate(self.fields):
             columns["value" if single else field] = self.values[:, i]
             columns["predicted" if single else f"predicted_{field}"] = self.predicted[:, i]

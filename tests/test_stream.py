@@ -266,6 +266,26 @@ def test_live_plot_follows_into_a_file(tmp_path):
     assert path.read_bytes() != first
 
 
+def test_extreme_values_and_clocks_are_drawn(tmp_path):
+    values = [1.0, 1.7e308, -1.7e308, np.inf, np.nan, 5.0]
+    clock = [0.0, 60.0, 1e300, np.inf, np.nan, -1e300]
+    result = TileDetector(3).process_many(values, clock)
+    assert result.to_frame()["timestamp"].isna().tolist() == [False, False, True, True, True, True]
+    plot_stream(result, tmp_path / "block.png")
+    with LivePlot(tmp_path / "live.png") as plot:
+        for i, value in enumerate(values):
+            plot.add(TileDetector(3).process_one(value), clock[i])
+    for name in ("block.png", "live.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+
+
+def test_counts_below_one_are_refused(tmp_path, capsys):
+    for option in ("--plot-last", "--save-every"):
+        with pytest.raises(SystemExit):
+            stream.main(["run", "data.csv", option, "0"])
+        assert "must be a whole number of 1 or more, got '0'" in capsys.readouterr().err
+
+
 def test_live_plot_in_a_window(monkeypatch):
     import matplotlib.pyplot as plt
 

@@ -33,7 +33,7 @@ import numpy as np
 from anomaly.errors import AnomalyError, DataError, ParameterError
 from anomaly.files import write_aside
 from anomaly.htm import HTMDetector
-from anomaly.stream_ensemble import StreamEnsemble
+from anomaly.stream_ensemble import DEFAULT_WEIGHTS, StreamEnsemble
 from anomaly.stream_plot import LivePlot
 from anomaly.streaming import (
     StreamDetector,
@@ -174,11 +174,22 @@ def make_detector(kind: str, parameters: dict[str, Any]) -> StreamDetector:
     if kind not in DETECTORS:
         raise ParameterError(f"detector must be one of {sorted(DETECTORS)}, got {kind!r}")
     detector = DETECTORS[kind]()
+    if isinstance(detector, StreamEnsemble) and "learning_period" in parameters:
+        parameters = dict(parameters)
+        detector = _learning_for(detector, parameters.pop("learning_period"))
     unknown = sorted(set(parameters) - set(detector.get_params()))
     if unknown:
         raise ParameterError(f"{kind} has no parameter {unknown[0]!r}")
     detector.set_params(**parameters)
     return detector
+
+
+def _learning_for(ensemble: StreamEnsemble, learning_period: int) -> StreamEnsemble:
+    """The default ensemble with members that learn for so many records."""
+    members = ensemble._members()
+    for _, member in members:
+        member.set_params(learning_period=learning_period)
+    return ensemble.set_params(estimators=members, weights=DEFAULT_WEIGHTS)
 
 
 # Reading

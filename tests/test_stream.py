@@ -18,6 +18,7 @@ import pytest
 from anomaly import stream
 from anomaly.errors import DataError
 from anomaly.htm import HTMDetector
+from anomaly.stream_ensemble import StreamEnsemble
 from anomaly.stream_plot import LivePlot, plot_stream
 from anomaly.tiles import TileDetector
 
@@ -188,6 +189,19 @@ def test_parameter_file_chooses_and_sets_the_detector(tmp_path):
     values = pd.read_csv(data)["value"].to_numpy()
     expected = HTMDetector(cells_per_column=1, **found).process_many(values)
     assert pd.read_csv(out)["raw_score"].tolist() == expected.raw_score.tolist()
+
+
+def test_learning_period_reaches_the_members_of_the_ensemble():
+    x = np.sin(np.arange(300) / 9.0)
+    short = stream.make_detector("ensemble", {"learning_period": 80, "threshold": 0.4})
+    expected = StreamEnsemble(
+        [("tiles", TileDetector(80)), ("htm", HTMDetector(80, cells_per_column=1))],
+        weights=(1.0, 0.75),
+        threshold=0.4,
+    )
+    scores = short.process_many(x).likelihood
+    assert scores.tolist() == expected.process_many(x).likelihood.tolist()
+    assert scores[100:].any()
 
 
 @pytest.mark.parametrize(

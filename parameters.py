@@ -31,6 +31,7 @@ from anomaly.tuning.grids import Grids, grids_from_text, grids_to_text, load_gri
 from anomaly.tuning.progress import clock
 from anomaly.tuning.scores import SCORINGS
 from anomaly.tuning.searches import SEARCHES
+from anomaly.tuning.units import OVERSAMPLE
 from anomaly.tuning.workers import interrupt_on_terminate
 from anomaly.voting import mean_of_families
 
@@ -265,6 +266,8 @@ def tune(arguments: argparse.Namespace) -> int:
     """Load, inject, split, and tune every classifier of the run."""
     job, folder = plan(arguments)
     rows = load(job)
+    if folder is None and (rows.frame["origin"] == "label").any():
+        job["grids"] = grids_to_text(grids_for_labels(job["grid"], grids_from_text(job["grids"])))
     grids = grids_from_text(job["grids"])
     if arguments.dry_run:
         show_estimates(job, rows, grids, arguments.n_jobs)
@@ -327,8 +330,7 @@ def stored_job(folder: RunFolder) -> dict[str, Any]:
 
 def choose_grids(named: str, classifiers: Sequence[str]) -> Grids:
     """Grids of the chosen classifiers from a bundled or a user's file."""
-    path = GRIDS / f"{named}.toml"
-    grids = load_grids(path if path.exists() and os.sep not in named else named)
+    grids = load_grids(bundled_grid(named) or named)
     for name in classifiers:
         family(name)
         if name not in grids:
@@ -336,6 +338,22 @@ def choose_grids(named: str, classifiers: Sequence[str]) -> Grids:
                 f"grid {named!r} has no table [{name}]; it has {', '.join(grids)}"
             )
     return {name: grids[name] for name in classifiers}
+
+
+def bundled_grid(named: str) -> Path | None:
+    """The bundled file of grids of this name."""
+    path = GRIDS / f"{named}.toml"
+    return path if path.exists() and os.sep not in named else None
+
+
+def grids_for_labels(named: str, grids: Grids) -> Grids:
+    """Bundled grids without ``oversample``: nobody asked to add made anomalies to real ones."""
+    if bundled_grid(named) is None:
+        return grids
+    return {
+        name: [{key: values for key, values in part.items() if key != OVERSAMPLE} for part in grid]
+        for name, grid in grids.items()
+    }
 
 
 def load(job: Mapping[str, Any]) -> detector.Detector:

@@ -405,3 +405,21 @@ def wait_for(condition, timeout_s=300.0):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("data", "oversampled"),
+    [
+        (["--data", "table.csv", "--label", "bad"], False),
+        (["--data", "table.csv", "--label", "bad", "--grid", "mine.toml"], True),
+        (["--data", "dimensions", "--inject", "50"], True),
+    ],
+)
+def test_bundled_grids_add_no_made_anomalies_to_real_labels(place, monkeypatch, data, oversampled):
+    (place / "mine.toml").write_text("[random_forest]\noversample = [1, 4]\n")
+    seen = []
+    monkeypatch.setattr(
+        parameters, "show_estimates", lambda job, rows, grids, n_jobs: seen.append(grids)
+    )
+    assert parameters.main([*data, "--classifier", "random_forest", "--dry-run"]) == 0
+    assert any("oversample" in part for part in seen[0]["random_forest"]) == oversampled

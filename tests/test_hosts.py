@@ -315,6 +315,19 @@ def test_a_scheduler_and_its_workers_need_the_libraries_only(cluster, place, mon
     assert found.table["mean_score"].tolist() == here.table["mean_score"].tolist()
 
 
+def test_code_that_comes_after_the_first_search_of_a_run_is_found(cluster, place, monkeypatch):
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setenv("SLOW_S", "0")
+    from slow import Slow
+
+    X, y = make_classification(90, random_state=0)
+    with Backend("dask", scheduler=cluster).open() as opened:
+        search("knn", {"n_neighbors": [1, 3]}, X, y, cv=2, refit=False, backend=opened)
+        grid = {"var_smoothing": [1e-9, 1e-3]}
+        found = search(Slow(), grid, X, y, cv=2, refit=False, backend=opened)
+    assert found.n_fits_ == 4
+
+
 def test_the_native_core_is_built_where_the_one_that_was_sent_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     archive = shipping.pack(shipping.code_trees())

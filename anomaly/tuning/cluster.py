@@ -233,6 +233,7 @@ class DaskWorkers(Workers):
         self._look_at = 0.0
         self._is_waiting = False
         self._had_workers = False
+        self._is_skewed = False  # some host was refused for its versions
 
     # What the engine calls ---------------------------------------------------------------
 
@@ -334,6 +335,7 @@ class DaskWorkers(Workers):
             return
         found = remote.differences(self._versions, answer.versions)
         if found and not self.cluster.backend.allow_version_skew:
+            self._is_skewed = True
             self._refuse(address, f"{answer.name} has {found}")
             return
         if found and self.folder is not None:
@@ -353,10 +355,13 @@ class DaskWorkers(Workers):
     def _check_refused(self) -> None:
         """Give up where all hosts are refused and none has ever been taken in."""
         if self._refused and not (self._workers or self._asked or self._had_workers):
-            raise ParameterError(
-                f"every host was refused: {'; '.join(sorted(set(self._refused.values())))}; "
-                "install the same versions everywhere, or allow the skew (--allow-version-skew)"
-            )
+            reasons = sorted(set(self._refused.values()))
+            if self._is_skewed:
+                reasons.append(
+                    "install the same versions everywhere, or allow the skew "
+                    "(--allow-version-skew)"
+                )
+            raise ParameterError(f"every host was refused: {'; '.join(reasons)}")
 
     def _collect(self, worker: _Worker) -> None:
         """Fetch lines that this host has kept and the log may lack."""

@@ -62,16 +62,21 @@ class FitProcess:
         Pickled `Folds`.
     skew : str
         Differences of library versions to note in every line; usually empty.
+
+    Attributes
+    ----------
+    path : str
+        Where it looks for modules, those of this process at its start.
     """
 
     def __init__(self, payload: bytes, skew: str) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
         code = "from anomaly.tuning.fitter import main; main()"
-        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        self.path = module_path()
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=os.environ | ONE_THREAD | {"PYTHONPATH": path},
+            env=os.environ | ONE_THREAD | {"PYTHONPATH": self.path},
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
@@ -139,6 +144,11 @@ class FitProcess:
         self._process.kill()
         self._process.wait()
         self.pipe.close()
+
+
+def module_path() -> str:
+    """Where this process looks for modules, as the variable PYTHONPATH of another."""
+    return os.pathsep.join(p or os.getcwd() for p in sys.path)
 
 
 # In the child ------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from typing import Any
 
 import anomaly
 from anomaly.errors import DataError
-from anomaly.tuning.fitter import Answer, FitProcess
+from anomaly.tuning.fitter import Answer, FitProcess, module_path
 from anomaly.tuning.log import LogReader, RunFolder
 
 # Lines of a run that was never continued are deleted after this long.
@@ -117,7 +117,8 @@ def _take(payload: bytes, spec: Spec) -> FitProcess:
         found = _idle.setdefault(spec, [])
         while found:
             process = found.pop()
-            if process.is_alive:
+            # The code of a classifier may have come after the process began.
+            if process.is_alive and process.path == module_path():
                 break
             process.close()
         else:

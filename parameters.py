@@ -291,7 +291,7 @@ def tune(arguments: argparse.Namespace) -> int:
     except ConnectionError as error:
         again = f"python parameters.py --resume {folder.name}{options_again(arguments)}"
         raise ParameterError(f"{error}; continue with: {again}") from None
-    except (ValueError, ImportError):
+    except (ValueError, ImportError, OSError):
         if begun:
             folder.forget()
         raise
@@ -299,7 +299,7 @@ def tune(arguments: argparse.Namespace) -> int:
         restore_terminate(before)
     if job["mean_of_best"]:
         results.append(mean_of_best(dict(results), job, rows))
-    finish(folder, results, job, options_again(arguments))
+    finish(folder, results, job, options_again(arguments, ("folder",)))
     if rows.manifest.entries:
         print(INJECTED_NOTE)
     return 0
@@ -545,11 +545,14 @@ def say_how_to_continue(arguments: argparse.Namespace, folder: RunFolder) -> Non
     )
 
 
-def options_again(arguments: argparse.Namespace) -> str:
-    """Options that the next command on this run needs, too."""
+def options_again(arguments: argparse.Namespace, names: Sequence[str] = AGAIN) -> str:
+    """Options that the next command on this run needs, too.
+
+    When all fits are in the log, the folder is enough: no cluster has to live any more.
+    """
     standard = vars(build_evaluate_parser().parse_args([""]))
     again = ""
-    for name in AGAIN:
+    for name in names:
         value = getattr(arguments, name)
         if value != standard[name]:
             again += f" --{name.replace('_', '-')}"

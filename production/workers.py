@@ -23,6 +23,7 @@ from joblib import cpu_count
 from joblib.externals.loky import ProcessPoolExecutor
 
 from anomaly.errors import AnomalyError, ParameterError, require
+from anomaly.tuning.backend import check_address
 
 __all__ = ["Cluster", "Here", "Processes", "WorkerDiedError", "Workers"]
 
@@ -201,6 +202,8 @@ class Cluster:
         dask = require("dask", extra="dask")
         self._cluster: Any = None
         self._distributed = distributed
+        if scheduler is not None:
+            check_address(scheduler)
         if scheduler is None:
             with dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}):
                 self._cluster = distributed.LocalCluster(

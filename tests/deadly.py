@@ -30,6 +30,30 @@ class Deadly(ClassifierMixin, BaseEstimator):
         return np.full(len(X), self.classes_[self.value % 2])
 
 
+class SilentError(Exception):
+    """Has no text."""
+
+    def __str__(self):
+        raise ValueError
+
+
+class Quitter(ClassifierMixin, BaseEstimator):
+    """Ends its process in three ways of Python, for three values."""
+
+    def __init__(self, value=0):
+        self.value = value
+
+    def fit(self, X, y):
+        ways = {3: SystemExit(3), 5: SilentError(), 7: KeyboardInterrupt()}
+        if self.value in ways:
+            raise ways[self.value]
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict(self, X):
+        return np.full(len(X), self.classes_[self.value % 2])
+
+
 class Slow(ClassifierMixin, BaseEstimator):
     """Takes its time, hangs for one value, and says which process's child fitted it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import pickle
 import random
 import signal
 import socket
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import dask
+import distributed
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,9 +27,12 @@ import parameters
 from anomaly.errors import MissingExtraError, ParameterError
 from anomaly.tuning import Backend, RunFolder, cluster, tune
 from anomaly.tuning.cluster import ClusterLostError
+from anomaly.tuning.fitter import FitProcess
+from anomaly.tuning.folds import Folds
 from anomaly.tuning.log import LogReader
 from anomaly.tuning.progress import Silent
-from tests.deadly import Deadly, Regicide, Slow, SlowTree
+from anomaly.tuning.units import Fit, make_units
+from tests.deadly import Deadly, Quitter, Regicide, Slow, SlowTree
 from tests.nursery import Nursery
 from tests.test_staging import blobs
 from tests.test_tuning import lines_without_times
@@ -352,6 +357,15 @@ def test_a_fit_that_kills_its_process_is_logged_and_takes_nothing_along(
     assert pair.workers == before
 
 
+def test_the_way_a_process_ends_is_the_reason_not_how_it_is_put_away():
+    data = Folds(*blobs(n=60), cv=2)
+    fits = [Fit({"value": 7}, {"test": "0" * 16})]
+    [unit] = make_units(data, Quitter(), 0, fits, {1: None})
+    answer = FitProcess(pickle.dumps(data), "").run(pickle.dumps(unit), None, None)
+    # Python itself ends like this after KeyboardInterrupt; a kill would be SIGKILL.
+    assert (answer.end, answer.why) == ("died", "SIGINT")
+
+
 def hanging(tmp_path):
     return slow(tmp_path / "marks", list(range(8)), 0.0)
 
@@ -444,6 +458,16 @@ def test_an_address_without_a_scheduler_is_refused():
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
         pytest.raises(ParameterError, match=f"no Dask scheduler answers at {address}"),
+        Backend("dask", scheduler=address).open(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["host", "http://host:80", "tcp://host:x"])
+def test_what_is_no_address_is_refused_before_dask_waits_for_it(address, monkeypatch):
+    monkeypatch.setattr(distributed, "Client", None)
+    with (
+        pytest.raises(ParameterError, match=f"at {address}: .*an address is tcp://host:8786"),
         Backend("dask", scheduler=address).open(),
     ):
         pass

@@ -252,6 +252,21 @@ def test_marks_and_labels_of_a_users_table_are_options(place, capsys):
     assert parameters.main(["--resume", "marks"]) == 0
 
 
+def test_a_run_whose_file_of_hosts_is_not_there_leaves_its_name_free(place, capsys):
+    dask = ["--backend", "dask", "--hosts", "nowhere.txt"]
+    for _ in range(2):
+        assert parameters.main(arguments("free", *dask)) == 2
+        assert "nowhere.txt" in capsys.readouterr().err
+    assert not Path("params/free").exists()
+
+
+def test_the_next_commands_need_no_cluster(place, capsys):
+    options = ["--backend", "dask", "--workers", "1", "--folder", "runs"]
+    assert parameters.main(arguments("near", "--classifier", "knn", *options)) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "evaluate near --folder runs --export" in last
+
+
 def test_changed_data_is_refused_on_resume(place, capsys):
     assert parameters.main(arguments("old")) == 0
     frame = pd.read_csv("table.csv")

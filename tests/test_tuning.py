@@ -49,7 +49,7 @@ from anomaly.tuning.progress import Silent
 from anomaly.tuning.units import Fit, Record, Unit, evaluate_unit, make_units
 from anomaly.tuning.workers import UnitRunner
 from detector import Detector
-from tests.deadly import Deadly
+from tests.deadly import Deadly, Quitter
 from tests.test_staging import blobs
 
 GRID = {"n_estimators": [1, 3, 6], "learning_rate": [0.5, 1.0]}
@@ -476,6 +476,16 @@ def test_a_dead_worker_loses_only_its_own_fit(tmp_path):
     assert [scores["failed"] for scores in failed] == [
         "the worker process died 3 times in this fit"
     ]
+
+
+def test_a_fit_that_wants_to_quit_or_has_no_words_is_logged(tmp_path):
+    X, y = blobs(n=60)
+    grid = {"value": list(range(7))}
+    result = tune(Quitter(), grid, X, y, cv=2, log=tmp_path / "run", refit=False)
+    assert np.isnan(result.table["mean_score"]).tolist() == [v in (3, 5) for v in range(7)]
+    text = (tmp_path / "run.out").read_text()
+    assert text.count("'failed': 'SystemExit: 3'") == 2
+    assert text.count("'failed': 'SilentError'") == 2
 
 
 def _tune_in_process(path):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from anomaly.errors import ParameterError
+from anomaly.errors import ParameterError, require
 from anomaly.tuning.folds import Folds
 from anomaly.tuning.log import RunFolder
 from anomaly.tuning.workers import LocalWorkers, Workers
@@ -154,6 +154,26 @@ def opened(backend: Any, n_jobs: int) -> Iterator[Place]:
         return
     with backend.open() as place:
         yield place
+
+
+def check_address(address: str) -> None:
+    """Refuse what is no address of a Dask scheduler, at once.
+
+    Dask's own client refuses it, too, and then waits a minute for its end.
+
+    Raises
+    ------
+    ParameterError
+        Naming the address.
+    """
+    if address.startswith("inproc://"):
+        return
+    try:
+        require("distributed.comm", "dask").get_address_host_port(address)
+    except ValueError as error:
+        raise ParameterError(
+            f"no Dask scheduler answers at {address}: {error}; an address is tcp://host:8786"
+        ) from None
 
 
 def n_processes(n_jobs: int) -> int:

@@ -31,13 +31,13 @@ from typing import Any
 
 from anomaly.errors import AnomalyError, DataError, ParameterError, require
 from anomaly.tuning import remote
-from anomaly.tuning.backend import Backend
+from anomaly.tuning.backend import Backend, check_address
 from anomaly.tuning.fitter import Answer
 from anomaly.tuning.folds import Folds
 from anomaly.tuning.literals import entries_from_literal
 from anomaly.tuning.log import LogReader, LogWriter, RunFolder, key_of
 from anomaly.tuning.remote import Spec, Store
-from anomaly.tuning.shipping import code_trees, ship
+from anomaly.tuning.shipping import code_trees, modules_of, ship
 from anomaly.tuning.units import Record, Unit
 from anomaly.tuning.workers import Outcome, Workers
 
@@ -88,6 +88,7 @@ def open_cluster(backend: Backend) -> Iterator[Cluster]:
             ).scheduler_address
         else:
             address = backend.scheduler
+            check_address(address)
         try:
             client = stack.enter_context(distributed.Client(address, set_as_default=False))
         except (OSError, ValueError) as error:
@@ -115,6 +116,8 @@ class Cluster:
         Mark of this connection, by which workers know their child processes.
     stores : set of Store
         Folders that workers keep for the runs of this session.
+    modules : set of str
+        Modules of classes that were looked at.
     shipped : set of str
         Packages that other hosts have been given.
     """
@@ -125,6 +128,7 @@ class Cluster:
         self.backend = backend
         self.session = secrets.token_hex(8)
         self.stores: set[Store] = set()
+        self.modules: set[str] = set()
         self.shipped: set[str] = set()
 
     def workers(self, data: Folds, folder: RunFolder | None, versions: dict[str, str]) -> Workers:
@@ -135,6 +139,10 @@ class Cluster:
         """Give other hosts the code of this process and of the objects' classes."""
         if self.backend.workers is not None:
             return  # this host
+        modules = modules_of(objects)
+        if self.shipped and modules <= self.modules:
+            return  # looking for what they import reads every file of a package
+        self.modules |= modules
         packages = set(code_trees(objects))
         if not packages <= self.shipped:
             self.shipped |= packages

@@ -29,6 +29,8 @@ from anomaly.tuning.workers import ONE_THREAD, exit_with_parent, one_thread
 
 # A child without work ends after this long, if nobody has ended it.
 _IDLE_S = 300.0
+# A child whose pipe is closed ends within this long.
+_END_S = 5.0
 
 
 @dataclass
@@ -97,6 +99,8 @@ class FitProcess:
                 self.pipe.send_bytes(unit)
                 self._collect(answer, limit_s)
         except (EOFError, OSError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_S)  # or its end would be the kill below
             self.close()
             answer.end, answer.why = "died", self._cause()
         answer.seconds = time.perf_counter() - begun

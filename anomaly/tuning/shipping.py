@@ -100,7 +100,7 @@ def code_trees(objects: Iterable[Any] = ()) -> dict[str, Path]:
         Top-level name to its folder or file.
     """
     found = {"anomaly": Path(anomaly.__file__).parent}
-    waiting = {name.partition(".")[0] for name in _modules(objects)}
+    waiting = {name.partition(".")[0] for name in modules_of(objects)}
     while waiting:
         name = waiting.pop()
         path = None if name in found or name == "__main__" else _own_code(name)
@@ -163,7 +163,8 @@ class _Modules(pickle.Pickler):
             self.names.add(str(getattr(obj, "__module__", None) or "builtins"))
 
 
-def _modules(objects: Iterable[Any]) -> set[str]:
+def modules_of(objects: Iterable[Any]) -> set[str]:
+    """Modules of all classes and functions that objects are made of."""
     pickler = _Modules()
     pickler.dump(list(objects))
     return pickler.names

@@ -111,7 +111,7 @@ def run_unit(data: Folds, unit: Unit) -> Iterator[Record]:
     if unit.staged is not None and len(unit.fits) > 1:
         try:
             records = list(_run_staged(data, unit))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The largest value may fail where smaller ones do not.
             _log.warning(
                 "%s: the staged fit failed and its candidates are fitted one by one: %s",
@@ -222,7 +222,7 @@ def _run_plain(data: Folds, unit: Unit, fit: Fit) -> Iterator[Record]:
                         ratio_scores(count(labels == data.classes[1], y == data.classes[1])),
                         time.perf_counter() - begun,
                     )
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a classifier may want to end the process
             yield from failed_records(unit, fit, seed, _reason(error))
             return
     more = _warned(caught)
@@ -297,8 +297,11 @@ def _warned(caught: list[warnings.WarningMessage]) -> dict[str, Any]:
     return {"warned": ", ".join(names)} if names else {}
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+def _reason(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:300]
+    except Exception:  # the text of a foreign error may fail itself
+        return type(error).__name__
 
 
 def _record(

@@ -55,6 +55,8 @@ AGAIN = (
     "worker_folder",
     "folder",
 )
+# Those of them that matter when all fits are in the log: no cluster has to live any more.
+AGAIN_HERE = ("n_jobs", "fit_timeout", "folder")
 
 EPILOG = """\
 examples:
@@ -299,7 +301,7 @@ def tune(arguments: argparse.Namespace) -> int:
         restore_terminate(before)
     if job["mean_of_best"]:
         results.append(mean_of_best(dict(results), job, rows))
-    finish(folder, results, job, options_again(arguments, ("folder",)))
+    finish(folder, results, job, options_again(arguments, AGAIN_HERE))
     if rows.manifest.entries:
         print(INJECTED_NOTE)
     return 0
@@ -546,10 +548,7 @@ def say_how_to_continue(arguments: argparse.Namespace, folder: RunFolder) -> Non
 
 
 def options_again(arguments: argparse.Namespace, names: Sequence[str] = AGAIN) -> str:
-    """Options that the next command on this run needs, too.
-
-    When all fits are in the log, the folder is enough: no cluster has to live any more.
-    """
+    """Options that the next command on this run needs, too."""
     standard = vars(build_evaluate_parser().parse_args([""]))
     again = ""
     for name in names:

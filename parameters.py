@@ -292,7 +292,7 @@ def tune(arguments: argparse.Namespace) -> int:
         return 130
     except ConnectionError as error:
         again = f"python parameters.py --resume {folder.name}{options_again(arguments)}"
-        raise ParameterError(f"{error}; continue with: {again}") from None
+        raise ParameterError(f"{error}; continue, on this or any --backend: {again}") from None
     except (ValueError, ImportError, OSError):
         if begun:
             folder.forget()

@@ -283,7 +283,8 @@ def test_the_command_line_says_how_a_run_continues_without_its_scheduler(
     said = capsys.readouterr().err.splitlines()[-1]
     again = "python parameters.py --resume lost --n-jobs 2 --fit-timeout 60.0"
     assert said == (
-        f"parameters.py: error: the Dask scheduler at tcp://x:1 is gone; continue with: {again}"
+        "parameters.py: error: the Dask scheduler at tcp://x:1 is gone; "
+        f"continue, on this or any --backend: {again}"
     )
 
 

@@ -87,7 +87,7 @@ def open_cluster(backend: Backend) -> Iterator[Cluster]:
                 )
             ).scheduler_address
         else:
-            address = backend.scheduler
+            address = str(backend.scheduler)
             check_address(address)
         try:
             client = stack.enter_context(distributed.Client(address, set_as_default=False))

@@ -1035,7 +1035,13 @@ def show_unusual(detector: Detector) -> None:
 
 def show_loaded(detector: Detector) -> None:
     """Print what was read, what is left of it, and what the threshold promises."""
-    lines = [] if detector.loaded is None else [str(detector.loaded)]
+    lines = []
+    if detector.loaded is not None:
+        lines.append(str(detector.loaded))
+        missing = detector.loaded.missing
+        no_label = sum(n for name, n in missing.items() if name not in detector.features)
+        if no_label and "unlabelled" not in detector.report:
+            lines.append(f"  {no_label} rows have no label; --unlabelled normal keeps them")
     left_out = {
         "left out for missing or infinite cells": detector.report.get("missing", 0),
         "left out for repeating an earlier one": detector.report.get("duplicates", 0),

@@ -446,6 +446,16 @@ def test_a_listing_of_many_columns_shows_the_one_to_blame(tmp_path, capsys):
     assert "almost never the same twice, better left out: name" in shown
 
 
+def test_rows_that_are_left_out_for_want_of_a_label_are_counted(tmp_path, capsys):
+    state = np.where(np.arange(150) < 60, (np.arange(150) < 12).astype(float), np.nan)
+    records(150).assign(state=state).to_csv(tmp_path / "few.csv", index=False)
+    command = [str(tmp_path / "few.csv"), "--label", "state"]
+    assert detector_module.main(command) == 0
+    assert "90 rows have no label; --unlabelled normal keeps" in capsys.readouterr().out
+    assert detector_module.main([*command, "--unlabelled", "normal"]) == 0
+    assert "have no label" not in capsys.readouterr().out
+
+
 def test_columns_without_a_value_are_named(tmp_path, capsys):
     records(40).assign(empty=np.nan).to_csv(tmp_path / "hollow.csv", index=False)
     assert detector_module.main([str(tmp_path / "hollow.csv")]) == 2

@@ -51,6 +51,7 @@ DETECTORS: dict[str, type[StreamDetector]] = {
     "htm": HTMDetector,
     "ensemble": StreamEnsemble,
 }
+_LONGEST_LINE = 1 << 20
 _MAGIC = b"anomaly stream state 1\n"
 _TYPES = {"datetime", "float", "int", "string", "bool", "sdr", "list"}  # of the original's CSV
 _MISSING = {"", "nan", "na", "null", "none"}
@@ -243,6 +244,8 @@ def _next_cells(lines: Iterator[str], separator: str) -> list[str] | None:
 
 
 def _cells_of(line: str, separator: str, place: str) -> list[str]:
+    if len(line) > _LONGEST_LINE:
+        raise DataError(f"{place} is longer than {_LONGEST_LINE} characters")
     try:
         return next(csv.reader([line], delimiter=separator))
     except csv.Error as error:

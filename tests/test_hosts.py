@@ -79,7 +79,9 @@ def place(tmp_path, monkeypatch):
     (folder / "slow.py").write_text(SLOW)
     (folder / "slow_helper.py").write_text("SECONDS = 0.1\n")
     monkeypatch.chdir(folder)
-    return folder
+    yield folder
+    for name in ("slow", "slow_helper"):  # the next test has a folder of its own
+        sys.modules.pop(name, None)
 
 
 def tune(client, *options, **environment):

@@ -213,7 +213,7 @@ def test_learning_period_reaches_the_members_of_the_ensemble():
         ("t,value\nnoon,1\n", ["--time", "t"], "line 2: timestamp must be a date and time"),
         ("t,value\n1\n", [], "line 2 has only 1 columns"),
         ("value\r1\r2\r", [], "the header line is no line of a CSV: new-line character"),
-        ("value\n" + "1" * 200_000, [], "line 2 is no line of a CSV: field larger than"),
+        ("value\n" + "1" * 2_000_000, [], "line 2 is longer than 1048576 characters"),
         ("value\n1\n", ["--learning-period", "0"], "'learning_period' parameter of TileDetector"),
     ],
 )

@@ -6,8 +6,7 @@ which hosts may work (library versions), what is done again after a loss, and
 that every line is in the log of the run before it counts.
 
 Units go to a worker by its address, a few at a time, so that it is known at any
-moment who holds what. The data go out once, as scattered bytes that the workers
-copy from one another.
+moment who holds what. The data go out once to each worker, when it is taken in.
 """
 
 from __future__ import annotations
@@ -227,7 +226,7 @@ class DaskWorkers(Workers):
         self._store = self._make_store()
         self._digest = hashlib.sha256(self._payload).hexdigest()[:16]
         self._wanted: set[str] = set()
-        self._scattered: Any = None
+        self._held: dict[str, Any] = {}  # address of a worker, to the data it was sent
         self._workers: dict[str, _Worker] = {}
         self._asked: dict[str, int] = {}  # workers that have not said their versions, to threads
         self._refused: dict[str, str] = {}
@@ -275,7 +274,7 @@ class DaskWorkers(Workers):
                 self._let_go(flight)
         if self._writer is not None:
             self._writer.close()
-        self._scattered = None
+        self._held = {}
 
     def _write(self, record: Record) -> None:
         self._keys.add(record.key)
@@ -456,7 +455,7 @@ class DaskWorkers(Workers):
         unit = _pickled(job.unit)
         flight.future = self._submit(
             remote.run_unit_here,
-            self._scattered,
+            self._held[worker.address],
             worker.mark,
             worker.spec,
             self._store,
@@ -543,17 +542,24 @@ class DaskWorkers(Workers):
         return self.client.submit(function, *arguments, key=key, workers=[to], pure=False)
 
     def _has_data_out(self) -> bool:
-        """Whether workers hold the data; sends them if not, or if all who had them are gone."""
-        if self._scattered is not None and self._scattered.status == "finished":
+        """Whether workers hold the data; sends them to those that lack them.
+
+        A worker never waits for a copy from another one, which may stand still.
+        """
+        lacking = [
+            address
+            for address in self._workers
+            if address not in self._held or self._held[address].status != "finished"
+        ]
+        if not lacking:
             return True
         try:
-            self._scattered = self.client.scatter(
-                self._payload, workers=list(self._workers), broadcast=True, hash=False
-            )
+            sent = self.client.scatter(self._payload, workers=lacking, broadcast=True, hash=False)
         except (OSError, RuntimeError, ValueError, KeyError) as error:  # they left just now
             _log.warning("the data could not be sent: %s: %s", type(error).__name__, error)
             self._look_at = 0.0
             return False
+        self._held |= dict.fromkeys(lacking, sent)
         return True
 
     def _await(self, future: Any, handle: Callable[..., Any], *about: Any) -> None:
